@@ -1,0 +1,2 @@
+//! The attach protocol, the state directory, and the control thread of a gateway.
+pub mod messages;

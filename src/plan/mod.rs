@@ -1,0 +1,12 @@
+//! What was asked for, parsed, checked and resolved, before anything is created.
+//!
+//! Nothing in this room makes a system call: a plan is plain data. `tapline run` and `tapline attach`
+//! turn their options into one ([`crate::cli`]), the supervisor carries it out ([`crate::sandbox`]),
+//! and the part that concerns the gateway ([`Network`], [`Endpoint`], [`HostView`]) travels to it over
+//! the attach protocol as JSON.
+
+mod mac;
+mod network;
+
+pub use mac::MacAddr;
+pub use network::{Endpoint, HostView, Ipv4Layout, Ipv6Layout, LinkKind, Network, Outbound};

@@ -1,0 +1,193 @@
+//! What a gateway needs to know of a network, of a sandbox's place on it, and of the host.
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+use super::MacAddr;
+
+/// The IPv4 addresses of a network: slirp's layout unless something else was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ipv4Layout {
+    /// The segment's subnet.
+    pub subnet: Ipv4Net,
+    /// Where sandboxes see the gateway (base + 2).
+    pub gateway: Ipv4Addr,
+    /// Where sandboxes ask for names (base + 3).
+    pub dns: Ipv4Addr,
+    /// The sandbox's own address (base + 100).
+    pub sandbox: Ipv4Addr,
+    /// First and last address that DHCP hands out; the sandbox's own address twice unless a foreign
+    /// command line asks for another range.
+    pub dhcp_range: (Ipv4Addr, Ipv4Addr),
+}
+
+impl Ipv4Layout {
+    /// slirp's layout on a subnet: gateway base + 2, DNS base + 3, sandbox base + 100.
+    /// `None` when the subnet is longer than /25 and so has no base + 100.
+    pub fn slirp(subnet: Ipv4Net) -> Option<Ipv4Layout> {
+        if subnet.prefix_len() > 25 {
+            return None;
+        }
+        let base = u32::from(subnet.network());
+        let at = |offset: u32| Ipv4Addr::from(base + offset);
+        Some(Ipv4Layout {
+            subnet,
+            gateway: at(2),
+            dns: at(3),
+            sandbox: at(100),
+            dhcp_range: (at(100), at(100)),
+        })
+    }
+}
+
+/// The IPv6 addresses of a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ipv6Layout {
+    /// The segment's prefix.
+    pub subnet: Ipv6Net,
+    /// Where sandboxes see the gateway (prefix::2).
+    pub gateway: Ipv6Addr,
+    /// Where sandboxes ask for names (prefix::3).
+    pub dns: Ipv6Addr,
+    /// The sandbox's own address (prefix::100).
+    pub sandbox: Ipv6Addr,
+}
+
+impl Ipv6Layout {
+    /// Likewise for IPv6: prefix::2, prefix::3, prefix::100. `None` when the prefix is longer than /118.
+    pub fn slirp(subnet: Ipv6Net) -> Option<Ipv6Layout> {
+        if subnet.prefix_len() > 118 {
+            return None;
+        }
+        let base = u128::from(subnet.network());
+        let at = |offset: u128| Ipv6Addr::from(base + offset);
+        Some(Ipv6Layout { subnet, gateway: at(2), dns: at(3), sandbox: at(0x100) })
+    }
+}
+
+/// Which source host sockets use.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outbound {
+    /// IPv4 source address of TCP, UDP and ping; `None` lets the host choose.
+    pub v4: Option<Ipv4Addr>,
+    /// IPv6 source address.
+    pub v6: Option<Ipv6Addr>,
+    /// Interface to bind to (SO_BINDTODEVICE, socket(7)).
+    pub interface: Option<String>,
+}
+
+/// An Ethernet segment with a subnet, a gateway address and rules: all that a gateway must know of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// IPv4 side; `None` with `--ipv6-only`.
+    pub v4: Option<Ipv4Layout>,
+    /// IPv6 side; `None` with `--ipv4-only`.
+    pub v6: Option<Ipv6Layout>,
+    /// IP MTU of the segment in bytes, 576 to 65520 (1280 at least with IPv6).
+    pub mtu: u16,
+    /// The gateway's Ethernet address; its fe80 address is derived from it.
+    pub gateway_mac: MacAddr,
+    /// The gateway's address leads to the host's loopback (`--host-loopback`); otherwise to the host's own
+    /// non-loopback address.
+    pub host_loopback_allowed: bool,
+    /// The clouds' metadata addresses may be reached (`--allow-metadata`).
+    pub metadata_allowed: bool,
+    /// Datagrams to 255.255.255.255 go to the gateway's address, as the slirp4netns command line wants it;
+    /// otherwise they are counted and dropped.
+    pub broadcast_to_host: bool,
+    /// The DNS address answers; `false` with `--no-dns`.
+    pub dns_enabled: bool,
+    /// Search domains announced by DHCP (option 119) and router advertisement (RFC 8106).
+    pub dns_search: Vec<String>,
+    /// Resolvers given by hand (`--dns`), announced by DHCP and router advertisement instead of the DNS
+    /// address; empty means the DNS address.
+    pub dns_servers: Vec<IpAddr>,
+    /// Names that the DNS address answers itself, lower case, without a final dot: host.tapline.internal and
+    /// its like, which lead to the gateway's addresses.
+    pub local_names: Vec<(String, IpAddr)>,
+    /// Source addresses and interface of host sockets.
+    pub outbound: Outbound,
+    /// How long a UDP or ping flow may be idle (RFC 4787 REQ-5: not under 2 minutes); 10 s for port 53.
+    #[serde(with = "seconds")]
+    pub udp_timeout: Duration,
+}
+
+impl Network {
+    /// The gateway's link-local IPv6 address, where router advertisements come from.
+    pub fn gateway_link_local(&self) -> Ipv6Addr {
+        self.gateway_mac.link_local()
+    }
+
+    /// Is this one of the gateway's own addresses (not its DNS address)?
+    pub fn is_gateway(&self, ip: IpAddr) -> bool {
+        match ip {
+            IpAddr::V4(ip) => self.v4.is_some_and(|l| l.gateway == ip),
+            IpAddr::V6(ip) => self.v6.is_some_and(|l| l.gateway == ip) || ip == self.gateway_link_local(),
+        }
+    }
+
+    /// Is this the address that answers DNS?
+    pub fn is_dns(&self, ip: IpAddr) -> bool {
+        match ip {
+            IpAddr::V4(ip) => self.v4.is_some_and(|l| l.dns == ip),
+            IpAddr::V6(ip) => self.v6.is_some_and(|l| l.dns == ip),
+        }
+    }
+}
+
+/// A sandbox's place on a network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// The sandbox's id: 12 hexadecimal digits.
+    pub id: String,
+    /// The sandbox's name.
+    pub name: String,
+    /// The interface inside (`tap0`).
+    pub ifname: String,
+    /// The interface's Ethernet address.
+    pub mac: MacAddr,
+    /// The sandbox's IPv4 address.
+    pub v4: Option<Ipv4Addr>,
+    /// The sandbox's IPv6 address.
+    pub v6: Option<Ipv6Addr>,
+}
+
+/// How frames travel between a sandbox and the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkKind {
+    /// A TAP device: read and write, a virtio-net header in front of each frame.
+    Tap,
+    /// A packet socket with a receive ring on the far half of a veth pair.
+    Packet,
+}
+
+/// What a gateway must know of the host, gathered by the supervisor and told anew whenever it changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostView {
+    /// The host's own non-loopback IPv4 address: the preferred source of its default route, else the first
+    /// global address.
+    pub v4: Option<Ipv4Addr>,
+    /// Likewise for IPv6.
+    pub v6: Option<Ipv6Addr>,
+    /// Every nameserver of the host's resolv.conf, in order, port 53 (an IPv6 one may have a scope).
+    pub resolvers: Vec<SocketAddr>,
+    /// The host's search domains.
+    pub search: Vec<String>,
+}
+
+/// Durations as seconds with a fraction, for JSON and TOML.
+mod seconds {
+    use std::time::Duration;
+
+    pub fn serialize<S: serde::Serializer>(value: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_f64(value.as_secs_f64())
+    }
+
+    pub fn deserialize<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        let seconds = <f64 as serde::Deserialize>::deserialize(from)?;
+        Duration::try_from_secs_f64(seconds).map_err(serde::de::Error::custom)
+    }
+}
