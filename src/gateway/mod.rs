@@ -1,2 +1,331 @@
-//! The stack that sandboxes talk to: the host they see at the gateway's address. No system call, no clock.
+//! The stack that sandboxes talk to: the host they see at the gateway's address.
+//!
+//! # Theory of operation
+//!
+//! Sans-IO: nothing here makes a system call or reads a clock. Time, frames and the outcomes of host operations
+//! come in as arguments; frames for sandboxes go out through [`Link`], datagrams and connections through
+//! [`Host`]. The functions come in four families: `handle_*` takes an event, `poll_*` gives work, `next_timeout`
+//! and `handle_timeout` are the clock, the rest are getters.
+//!
+//! One [`Gateway`] serves one network. The way of a frame:
+//!
+//! 1. [`Gateway::handle_frame`] looks at the Ethernet header: ARP goes to [`arp`], IP is checked by [`packet`]
+//!    and its source judged (a sandbox speaks only from its segment's addresses).
+//! 2. Fragments wait in [`reassembly`] until their datagram is whole.
+//! 3. TCP goes to [`tcp`], UDP to [`udp`] (DHCP and DNS are taken out there), ICMP to [`icmp`], neighbor
+//!    discovery to [`ndp`]. A new flow is judged by the [`policy`](crate::policy) once.
+//!
+//! A frame that goes no further is counted with its [`DropReason`](counters::DropReason); nothing a sandbox
+//! sends can end or stall the gateway.
+
+pub mod arp;
 pub mod counters;
+pub mod dhcp;
+pub mod echo;
+pub mod emit;
+pub mod icmp;
+pub mod link;
+pub mod ndp;
+pub mod packet;
+pub mod reassembly;
+pub mod tcp;
+pub mod udp;
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use smoltcp::wire::IpProtocol;
+
+use crate::plan::{Endpoint, HostView, MacAddr, Network};
+use counters::{Counters, DropReason};
+use link::{Asker, EchoId, Host, HostError, Link, Offload, Peer, PortId, TcpId, UdpId};
+use packet::{ETHERNET_HEADER, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, Parsed};
+
+/// What every part of the gateway may look at: the network, the host, who is on which port, and the counters.
+pub struct Segment {
+    /// The network this gateway serves.
+    pub network: Network,
+    /// The host as it was last told.
+    pub host: HostView,
+    /// The endpoint behind each port.
+    pub ports: HashMap<PortId, Endpoint>,
+    /// What is counted.
+    pub counters: Counters,
+    /// How many ICMP errors may still be sent.
+    pub icmp_limit: icmp::RateLimit,
+}
+
+impl Segment {
+    /// May a sandbox on this port use this source address? Its segment's unicast addresses, except the
+    /// gateway's own; link-local ones for IPv6.
+    fn source_allowed(&self, source: IpAddr) -> bool {
+        if self.network.is_gateway(source) || self.network.is_dns(source) {
+            return false;
+        }
+        match source {
+            IpAddr::V4(ip) => self
+                .network
+                .v4
+                .is_some_and(|l| l.subnet.contains(&ip) && ip != l.subnet.network() && ip != l.subnet.broadcast()),
+            IpAddr::V6(ip) => {
+                !ip.is_multicast()
+                    && (ip.is_unicast_link_local() || self.network.v6.is_some_and(|l| l.subnet.contains(&ip)))
+            }
+        }
+    }
+}
+
+/// One network's gateway.
+pub struct Gateway {
+    segment: Segment,
+    tcp: tcp::TcpTable,
+    udp: udp::UdpTable,
+    echo: echo::EchoTable,
+    reassembly: reassembly::Reassembler,
+}
+
+impl Gateway {
+    /// A gateway for a network, with nobody on it yet.
+    pub fn new(now: Instant, network: Network, host: HostView) -> Gateway {
+        Gateway {
+            tcp: tcp::TcpTable::new(now, &network),
+            udp: udp::UdpTable::new(network.udp_timeout),
+            echo: echo::EchoTable::new(network.udp_timeout),
+            reassembly: reassembly::Reassembler::new(),
+            segment: Segment {
+                network,
+                host,
+                ports: HashMap::new(),
+                counters: Counters::default(),
+                icmp_limit: icmp::RateLimit::new(now),
+            },
+        }
+    }
+
+    /// An endpoint joins at a port. With IPv6 it is sent a router advertisement at once, so that a client that
+    /// configures itself need not ask.
+    pub fn add_port(&mut self, port: PortId, endpoint: Endpoint) {
+        self.segment.ports.insert(port, endpoint);
+    }
+
+    /// The endpoint at this port has gone: its flows end, their host sockets are closed with a reset.
+    pub fn remove_port(&mut self, port: PortId, host: &mut impl Host) {
+        self.segment.ports.remove(&port);
+        self.tcp.remove_port(port, host);
+        self.udp.remove_port(port, host);
+        self.echo.remove_port(port, host);
+    }
+
+    /// The host's addresses or resolvers changed: new flows use them.
+    pub fn handle_host_changed(&mut self, host: HostView) {
+        self.segment.host = host;
+    }
+
+    /// The network served.
+    pub fn network(&self) -> &Network {
+        &self.segment.network
+    }
+
+    /// What was counted so far.
+    pub fn counters(&self) -> &Counters {
+        &self.segment.counters
+    }
+
+    /// TCP flows: the worker pumps bytes between them and host sockets.
+    pub fn tcp(&mut self) -> &mut tcp::TcpTable {
+        &mut self.tcp
+    }
+
+    /// Numbers of flows now: TCP, UDP, ping.
+    pub fn flows(&self) -> (usize, usize, usize) {
+        (self.tcp.len(), self.udp.len(), self.echo.len())
+    }
+
+    /// A sandbox sent a frame. Afterwards call [`tcp::TcpTable::take_dirty`] until it returns `None`.
+    pub fn handle_frame(
+        &mut self,
+        now: Instant,
+        port: PortId,
+        offload: Offload,
+        frame: &[u8],
+        host: &mut impl Host,
+        link: &mut impl Link,
+    ) {
+        self.segment.counters.frames_in += 1;
+        self.segment.counters.bytes_in += frame.len() as u64;
+        if let Err(reason) = self.frame(now, port, offload, frame, host, link) {
+            self.segment.counters.drop(reason);
+        }
+    }
+
+    fn frame(
+        &mut self,
+        now: Instant,
+        port: PortId,
+        offload: Offload,
+        frame: &[u8],
+        host: &mut impl Host,
+        link: &mut impl Link,
+    ) -> Result<(), DropReason> {
+        let (header, rest) = frame.split_first_chunk::<ETHERNET_HEADER>().ok_or(DropReason::Malformed)?;
+        let &[d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1] = header;
+        let to = MacAddr([d0, d1, d2, d3, d4, d5]);
+        let peer = Peer { port, mac: MacAddr([s0, s1, s2, s3, s4, s5]) };
+        if peer.mac.is_group() {
+            return Err(DropReason::Malformed);
+        }
+        if to != self.segment.network.gateway_mac && !to.is_group() {
+            return Err(DropReason::NotForUs);
+        }
+        let parsed = match u16::from_be_bytes([t0, t1]) {
+            ETHERTYPE_ARP => return arp::handle(&mut self.segment, peer, rest, link),
+            ETHERTYPE_IPV4 if self.segment.network.v4.is_some() => packet::parse_ipv4(peer, offload, rest)?,
+            ETHERTYPE_IPV6 if self.segment.network.v6.is_some() => packet::parse_ipv6(peer, offload, rest)?,
+            ETHERTYPE_IPV4 | ETHERTYPE_IPV6 => return Err(DropReason::Family),
+            _ => return Err(DropReason::EtherType),
+        };
+        match parsed {
+            Parsed::Whole(packet) => self.packet(now, &packet, host, link),
+            Parsed::Fragment(fragment) => {
+                if !self.segment.source_allowed(fragment.src) {
+                    return Err(DropReason::Spoofed);
+                }
+                match self.reassembly.handle_fragment(now, &fragment)? {
+                    None => Ok(()),
+                    Some(whole) => self.packet(now, &whole.packet()?, host, link),
+                }
+            }
+        }
+    }
+
+    fn packet(
+        &mut self,
+        now: Instant,
+        packet: &Packet<'_>,
+        host: &mut impl Host,
+        link: &mut impl Link,
+    ) -> Result<(), DropReason> {
+        let segment = &mut self.segment;
+        if packet.src.is_unspecified() {
+            // Only somebody who has no address yet: DHCP, duplicate address detection, router solicitation.
+            return match packet.protocol {
+                IpProtocol::Udp if packet.src.is_ipv4() => dhcp::handle(segment, packet, link),
+                IpProtocol::Icmpv6 => ndp::handle(segment, packet, link),
+                _ => Err(DropReason::Spoofed),
+            };
+        }
+        if !segment.source_allowed(packet.src) {
+            return Err(DropReason::Spoofed);
+        }
+        match packet.protocol {
+            IpProtocol::Tcp => self.tcp.handle_segment(now, segment, packet, host, link),
+            IpProtocol::Udp => self.udp.handle_packet(now, segment, packet, host, link),
+            IpProtocol::Icmp if packet.src.is_ipv4() => icmp::handle(now, segment, &mut self.echo, packet, host, link),
+            IpProtocol::Icmpv6 if packet.src.is_ipv6() => {
+                icmp::handle(now, segment, &mut self.echo, packet, host, link)
+            }
+            _ => icmp::refuse_protocol(now, segment, packet, link),
+        }
+    }
+
+    /// The host's connect for a TCP flow has an outcome. `offender` is who sent the ICMP error, where one did.
+    pub fn handle_tcp_outcome(
+        &mut self,
+        now: Instant,
+        flow: TcpId,
+        outcome: Result<(), HostError>,
+        offender: Option<IpAddr>,
+        link: &mut impl Link,
+    ) {
+        self.tcp.handle_outcome(now, &mut self.segment, flow, outcome, offender, link);
+    }
+
+    /// A datagram came for a UDP flow. With `segment` not 0 it is several of that size (the last may be shorter).
+    #[allow(clippy::too_many_arguments)]
+    pub fn handle_udp(
+        &mut self,
+        now: Instant,
+        flow: UdpId,
+        from: SocketAddr,
+        payload: &[u8],
+        segment: u16,
+        tos: u8,
+        link: &mut impl Link,
+    ) {
+        self.udp.handle_datagram(now, &mut self.segment, flow, from, payload, segment, tos, link);
+    }
+
+    /// The host's error queue had an ICMP error for a datagram that this flow had sent to `to`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn handle_udp_error(
+        &mut self,
+        now: Instant,
+        flow: UdpId,
+        to: SocketAddr,
+        error: icmp::IcmpError,
+        offender: Option<IpAddr>,
+        payload: &[u8],
+        link: &mut impl Link,
+    ) {
+        self.udp.handle_error(now, &mut self.segment, flow, to, error, offender, payload, link);
+    }
+
+    /// An echo reply came for a ping flow.
+    pub fn handle_echo_reply(
+        &mut self,
+        now: Instant,
+        flow: EchoId,
+        sequence: u16,
+        data: &[u8],
+        hop_limit: u8,
+        link: &mut impl Link,
+    ) {
+        self.echo.handle_reply(now, &mut self.segment, flow, sequence, data, hop_limit, link);
+    }
+
+    /// An ICMP error came for an echo request of a ping flow.
+    #[allow(clippy::too_many_arguments)]
+    pub fn handle_echo_error(
+        &mut self,
+        now: Instant,
+        flow: EchoId,
+        sequence: u16,
+        error: icmp::IcmpError,
+        offender: Option<IpAddr>,
+        data: &[u8],
+        link: &mut impl Link,
+    ) {
+        self.echo.handle_error(now, &mut self.segment, flow, sequence, error, offender, data, link);
+    }
+
+    /// The forwarder answered a question.
+    pub fn handle_dns_answer(&mut self, asker: Asker, message: &[u8], link: &mut impl Link) {
+        udp::send_to_sandbox(
+            &mut self.segment,
+            asker.peer,
+            SocketAddr::new(asker.to, 53),
+            asker.from,
+            message,
+            0,
+            0,
+            link,
+        );
+    }
+
+    /// When to call [`handle_timeout`](Self::handle_timeout) if nothing else happens before.
+    pub fn next_timeout(&mut self) -> Option<Instant> {
+        [self.tcp.next_timeout(), self.udp.next_timeout(), self.echo.next_timeout(), self.reassembly.next_timeout()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Time has passed: retransmissions, expiry of flows and of unfinished datagrams.
+    pub fn handle_timeout(&mut self, now: Instant, host: &mut impl Host, link: &mut impl Link) {
+        self.tcp.handle_timeout(now, host);
+        self.udp.handle_timeout(now, host);
+        self.echo.handle_timeout(now, host);
+        self.reassembly.handle_timeout(now, &mut self.segment, link);
+    }
+}

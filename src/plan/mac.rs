@@ -14,7 +14,9 @@ pub enum MacError {
     #[error("`{0}` is not an Ethernet address: six pairs of hexadecimal digits are needed, like 02:42:0a:00:02:64")]
     Malformed(String),
     /// The group bit (the lowest of the first byte) is set.
-    #[error("`{0}` has the multicast bit set (the first byte is odd), no interface can have it: use an even first byte, like 02")]
+    #[error(
+        "`{0}` has the multicast bit set (the first byte is odd), no interface can have it: use an even first byte, like 02"
+    )]
     Multicast(String),
     /// All bits zero.
     #[error("`{0}` is all zeros, no interface can have it: use one like 02:42:0a:00:02:64")]

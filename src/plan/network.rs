@@ -32,13 +32,7 @@ impl Ipv4Layout {
         }
         let base = u32::from(subnet.network());
         let at = |offset: u32| Ipv4Addr::from(base + offset);
-        Some(Ipv4Layout {
-            subnet,
-            gateway: at(2),
-            dns: at(3),
-            sandbox: at(100),
-            dhcp_range: (at(100), at(100)),
-        })
+        Some(Ipv4Layout { subnet, gateway: at(2), dns: at(3), sandbox: at(100), dhcp_range: (at(100), at(100)) })
     }
 }
 

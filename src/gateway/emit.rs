@@ -1,0 +1,1 @@
+//! Frames that the gateway writes itself: Ethernet, IP and UDP headers, fragmentation.
