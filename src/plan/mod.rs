@@ -7,6 +7,8 @@
 
 mod mac;
 mod network;
+mod run;
 
-pub use mac::MacAddr;
+pub use mac::{MacAddr, MacError};
 pub use network::{Endpoint, HostView, Ipv4Layout, Ipv6Layout, LinkKind, Network, Outbound};
+pub use run::{Attach, HostTarget, Interface, LinkChoice, Logging, MapUser, Mode, Names, PidMode, Run, Target};

@@ -1,0 +1,181 @@
+//! What `tapline run` and `tapline attach` were asked to do.
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{MacAddr, Network};
+
+/// Which network a sandbox gets (`--net`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// A network and a gateway of its own.
+    Private,
+    /// A namespace with `lo` up and nothing else.
+    None,
+    /// The host's network namespace.
+    Host,
+}
+
+/// Whom CMD sees itself as (`--map-user`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MapUser {
+    /// uid and gid 0, mapped to the caller.
+    Root,
+    /// The caller's own uid and gid.
+    Keep,
+    /// 0 is the caller, 1 and up the caller's whole subordinate range (newuidmap, newgidmap).
+    Auto,
+}
+
+/// Whether CMD has a PID namespace of its own (`--pid`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PidMode {
+    /// Its own.
+    Private,
+    /// The caller's.
+    Host,
+}
+
+/// How the sandbox is joined to its gateway (`--link`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkChoice {
+    /// A TAP; without /dev/net/tun a packet socket.
+    Auto,
+    /// A TAP or an error.
+    Tap,
+    /// A packet socket.
+    Packet,
+}
+
+/// Where a name given with `--add-host` leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HostTarget {
+    /// An address.
+    Address(IpAddr),
+    /// The gateway's addresses (`host-gateway`).
+    Gateway,
+}
+
+/// Names inside: resolv.conf and hosts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Names {
+    /// The hostname inside; also in /etc/hostname and /etc/hosts.
+    pub hostname: String,
+    /// Write /etc/resolv.conf and answer DNS (`false` with `--no-dns`: resolv.conf is then empty).
+    pub dns: bool,
+    /// `--dns`; empty means the gateway's DNS address.
+    pub servers: Vec<IpAddr>,
+    /// `--dns-search`; `None` means the host's, an empty list (`--dns-search .`) means none.
+    pub search: Option<Vec<String>>,
+    /// `--dns-option`, as they stand in resolv.conf.
+    pub options: Vec<String>,
+    /// `--add-host`.
+    pub hosts: Vec<(String, HostTarget)>,
+}
+
+/// The interface inside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// Its name, 1 to 15 bytes.
+    pub name: String,
+    /// Its Ethernet address.
+    pub mac: MacAddr,
+    /// How it is joined to the gateway.
+    pub link: LinkChoice,
+    /// Set link, addresses and routes (`false` with `attach --no-configure`: only the interface is made).
+    pub configure: bool,
+}
+
+/// How much is said, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Logging {
+    /// -1 with `-q` (errors only), 0 as it is, 1 and up for each `-v`.
+    pub verbosity: i8,
+    /// JSON lines instead of text.
+    pub json: bool,
+}
+
+/// `tapline run`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// The sandbox's id: 12 hexadecimal digits, random.
+    pub id: String,
+    /// Its name; unique among this user's sandboxes in this host network namespace.
+    pub name: String,
+    /// Which network.
+    pub mode: Mode,
+    /// The network, for mode `private`.
+    pub network: Network,
+    /// The interface inside, for mode `private`.
+    pub interface: Interface,
+    /// resolv.conf, hosts, hostname.
+    pub names: Names,
+    /// The PID namespace.
+    pub pid: PidMode,
+    /// Ids inside.
+    pub map_user: MapUser,
+    /// CMD without capabilities over its network and mounts.
+    pub locked: bool,
+    /// What is said.
+    pub logging: Logging,
+    /// CMD and its arguments; never empty.
+    #[serde(serialize_with = "lossy")]
+    #[serde(deserialize_with = "words")]
+    pub command: Vec<OsString>,
+}
+
+/// The namespace that `tapline attach` serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// The namespaces of a process.
+    Pid(i32),
+    /// A network namespace by path; its user namespace by path too, or the one that owns it.
+    Path {
+        /// The network namespace.
+        netns: PathBuf,
+        /// The user namespace to join first.
+        userns: Option<PathBuf>,
+    },
+}
+
+/// `tapline attach`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// As in [`Run`].
+    pub id: String,
+    /// As in [`Run`].
+    pub name: String,
+    /// Whose namespace.
+    pub target: Target,
+    /// The network.
+    pub network: Network,
+    /// The interface inside.
+    pub interface: Interface,
+    /// What is said.
+    pub logging: Logging,
+    /// Where a `1` and a newline are written when the network is ready; then it is closed.
+    pub ready_fd: Option<RawFd>,
+    /// End when this descriptor hangs up.
+    pub exit_fd: Option<RawFd>,
+    /// Where the supervisor's PID is written.
+    pub pid_file: Option<PathBuf>,
+    /// Return when ready, go on in the background.
+    pub detach: bool,
+}
+
+fn lossy<S: serde::Serializer>(words: &[OsString], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_seq(words.iter().map(|w| w.to_string_lossy()))
+}
+
+fn words<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<OsString>, D::Error> {
+    Ok(Vec::<String>::deserialize(from)?.into_iter().map(OsString::from).collect())
+}
