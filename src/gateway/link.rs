@@ -128,6 +128,9 @@ pub trait Host {
     /// Give a TCP flow a stream to the DNS forwarder as its other side. Outcome as above.
     fn tcp_connect_dns(&mut self, flow: TcpId, asker: Asker);
 
+    /// The sandbox asked whether the far side is alive: let the host's kernel ask it (SO_KEEPALIVE, tcp(7)).
+    fn tcp_keepalive(&mut self, flow: TcpId);
+
     /// The flow has ended; close its host side. `reset`: the far side must see RST.
     fn tcp_close(&mut self, flow: TcpId, reset: bool);
 

@@ -237,8 +237,19 @@ impl Gateway {
         outcome: Result<(), HostError>,
         offender: Option<IpAddr>,
         link: &mut impl Link,
-    ) {
-        self.tcp.handle_outcome(now, &mut self.segment, flow, outcome, offender, link);
+    ) -> tcp::Outcome {
+        self.tcp.handle_outcome(now, &mut self.segment, flow, outcome, offender, link)
+    }
+
+    /// Move a dirty TCP flow's bytes; see [`tcp::TcpTable::pump`].
+    pub fn pump_tcp(
+        &mut self,
+        now: Instant,
+        flow: TcpId,
+        stream: &mut impl tcp::flow::HostStream,
+        link: &mut impl Link,
+    ) -> Option<tcp::flow::End> {
+        self.tcp.pump(now, &mut self.segment, flow, stream, link)
     }
 
     /// A datagram came for a UDP flow. With `segment` not 0 it is several of that size (the last may be shorter).
@@ -323,7 +334,7 @@ impl Gateway {
 
     /// Time has passed: retransmissions, expiry of flows and of unfinished datagrams.
     pub fn handle_timeout(&mut self, now: Instant, host: &mut impl Host, link: &mut impl Link) {
-        self.tcp.handle_timeout(now, host);
+        self.tcp.handle_timeout(now);
         self.udp.handle_timeout(now, host);
         self.echo.handle_timeout(now, host);
         self.reassembly.handle_timeout(now, &mut self.segment, link);

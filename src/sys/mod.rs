@@ -1,1 +1,3 @@
-//! (being built)
+//! Raw kernel interfaces. All `unsafe` of the project is in this room; it imports nothing of ours.
+
+pub mod tcp_slot;

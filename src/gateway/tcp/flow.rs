@@ -1,0 +1,277 @@
+//! One open TCP flow: a smoltcp socket on the sandbox's side, a stream on the host's.
+//!
+//! # Theory of operation
+//!
+//! A flow is a pump with two rings. Segments from the sandbox fill the receive ring, the pump empties it into
+//! the host's socket; the pump fills the send ring from the host's socket, smoltcp turns it into segments.
+//! Nothing waits: when the host's socket takes no more, the ring fills, the window closes and the sandbox's
+//! kernel keeps the rest; when the sandbox's window is closed the send ring fills and the host's kernel does.
+//!
+//! | what happens | what is done |
+//! | --- | --- |
+//! | the sandbox's FIN, ring empty | `shutdown(SHUT_WR)` on the host |
+//! | end of file from the host | `close()` of smoltcp's sending half: FIN behind the last byte |
+//! | the sandbox's RST | the host's socket is closed with a reset |
+//! | an error on the host's socket | `abort()`: RST to the sandbox |
+//! | both FINs acknowledged | the flow ends; what TIME-WAIT needs is a small record in the table |
+//!
+//! Each call of [`OpenFlow::pump`] moves a bounded number of bytes, so that one busy flow does not starve the
+//! others; it says when there is more.
+use smoltcp::iface::{Interface, PollResult};
+use smoltcp::socket::tcp::State;
+
+use super::device::{FlowDevice, Wire};
+use crate::gateway::counters::Counters;
+use crate::gateway::link::Link;
+use crate::sys::tcp_slot::TcpSlot;
+
+/// Most bytes moved each way in one call of [`OpenFlow::pump`].
+const BUDGET: usize = 1 << 20;
+
+/// What a host stream had to say to a read or a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transfer {
+    /// So many bytes, at least one.
+    Moved(usize),
+    /// Not now; the flow is made dirty again when the stream is ready.
+    Blocked,
+    /// End of file (reading).
+    Ended,
+    /// The connection broke.
+    Broken,
+}
+
+/// The host's side of a flow: a non-blocking byte stream.
+pub trait HostStream {
+    /// Take bytes for the far side.
+    fn send(&mut self, data: &[u8]) -> Transfer;
+    /// Give bytes from the far side.
+    fn recv(&mut self, room: &mut [u8]) -> Transfer;
+    /// No more bytes will be sent.
+    fn shutdown_write(&mut self);
+}
+
+/// How a flow ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Both sides closed; the host's socket still delivers what it has.
+    Closed,
+    /// The sandbox reset it: the host's far side must see a reset.
+    ResetBySandbox,
+    /// The host's side broke; the sandbox was sent RST.
+    ResetByHost,
+}
+
+/// What a call of [`OpenFlow::pump`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pumped {
+    /// The flow is over.
+    pub end: Option<End>,
+    /// There is more to move: call again after others had their turn.
+    pub more: bool,
+    /// The link had no room: call again when it has.
+    pub link_full: bool,
+}
+
+/// An open flow.
+pub struct OpenFlow {
+    /// The socket.
+    pub slot: TcpSlot,
+    /// How its packets look.
+    pub wire: Wire,
+    /// Behind the last byte that the sandbox sent, in order or not.
+    pub highest_received: u32,
+    /// Bytes moved either way.
+    pub bytes: u64,
+    /// The sandbox sent a RST that was accepted.
+    pub reset_by_sandbox: bool,
+    /// The host's socket was told that no more will come.
+    write_shut: bool,
+    /// The host's side has no more bytes.
+    read_ended: bool,
+    broken: bool,
+}
+
+impl OpenFlow {
+    /// A flow around a socket that has just taken its SYN.
+    pub fn new(slot: TcpSlot, wire: Wire, isn: u32) -> OpenFlow {
+        OpenFlow {
+            slot,
+            wire,
+            highest_received: isn.wrapping_add(1),
+            bytes: 0,
+            reset_by_sandbox: false,
+            write_shut: false,
+            read_ended: false,
+            broken: false,
+        }
+    }
+
+    /// Move what can be moved, then say to the sandbox what is to be said.
+    pub fn pump(
+        &mut self,
+        now: smoltcp::time::Instant,
+        interface: &mut Interface,
+        counters: &mut Counters,
+        stream: &mut impl HostStream,
+        link: &mut impl Link,
+    ) -> Pumped {
+        let mut more = self.to_host(stream);
+        more |= self.from_host(now, interface, counters, stream, link);
+        let link_full = self.transmit(now, interface, counters, link);
+        Pumped { end: self.end(), more, link_full }
+    }
+
+    /// Receive ring to host socket. Says whether the budget ended it.
+    fn to_host(&mut self, stream: &mut impl HostStream) -> bool {
+        let socket = self.slot.socket();
+        let mut budget = BUDGET;
+        while socket.can_recv() && !self.broken {
+            let mut outcome = Transfer::Blocked;
+            // `recv` fails only before the handshake and after the end, when there is nothing to be moved.
+            let _ = socket.recv(|data| {
+                outcome = stream.send(data);
+                match outcome {
+                    Transfer::Moved(n) => (n.min(data.len()), ()),
+                    _ => (0, ()),
+                }
+            });
+            match outcome {
+                Transfer::Moved(n) => {
+                    self.bytes += n as u64;
+                    budget = budget.saturating_sub(n);
+                    if budget == 0 {
+                        return true;
+                    }
+                }
+                Transfer::Blocked => break,
+                Transfer::Ended | Transfer::Broken => self.broken = true,
+            }
+        }
+        // Closed without a reset: our FIN was acknowledged after the sandbox's had come.
+        let finished = match socket.state() {
+            State::CloseWait | State::LastAck | State::Closing | State::TimeWait => true,
+            State::Closed => !self.reset_by_sandbox,
+            _ => false,
+        };
+        if finished && socket.recv_queue() == 0 && !self.write_shut && !self.broken {
+            self.write_shut = true;
+            stream.shutdown_write();
+        }
+        false
+    }
+
+    /// Host socket to send ring, and segments out of it as they come. Says whether the budget ended it.
+    fn from_host(
+        &mut self,
+        now: smoltcp::time::Instant,
+        interface: &mut Interface,
+        counters: &mut Counters,
+        stream: &mut impl HostStream,
+        link: &mut impl Link,
+    ) -> bool {
+        let mut budget = BUDGET;
+        while !self.read_ended && !self.broken && self.slot.socket().can_send() {
+            let mut outcome = Transfer::Blocked;
+            let _ = self.slot.socket().send(|room| {
+                outcome = stream.recv(room);
+                match outcome {
+                    Transfer::Moved(n) => (n.min(room.len()), ()),
+                    _ => (0, ()),
+                }
+            });
+            match outcome {
+                Transfer::Moved(n) => {
+                    self.bytes += n as u64;
+                    self.transmit(now, interface, counters, link);
+                    budget = budget.saturating_sub(n);
+                    if budget == 0 {
+                        return true;
+                    }
+                }
+                Transfer::Blocked => break,
+                Transfer::Ended => {
+                    self.read_ended = true;
+                    self.slot.socket().close();
+                }
+                Transfer::Broken => self.broken = true,
+            }
+        }
+        if self.broken && !self.reset_by_sandbox {
+            self.slot.socket().abort();
+        }
+        false
+    }
+
+    /// Say to the sandbox what is to be said: segments, acknowledgements, windows, FIN, RST. `true` when the
+    /// link had no room for all of it.
+    pub fn transmit(
+        &mut self,
+        now: smoltcp::time::Instant,
+        interface: &mut Interface,
+        counters: &mut Counters,
+        link: &mut impl Link,
+    ) -> bool {
+        loop {
+            if !link.has_room(self.wire.peer.port) {
+                return true;
+            }
+            let mut device = FlowDevice { incoming: None, wire: &mut self.wire, counters, link };
+            if interface.poll_egress(now, &mut device, self.slot.sockets()) == PollResult::None {
+                return false;
+            }
+        }
+    }
+
+    /// Give smoltcp a packet of the sandbox.
+    pub fn receive(
+        &mut self,
+        now: smoltcp::time::Instant,
+        interface: &mut Interface,
+        counters: &mut Counters,
+        packet: &[u8],
+        link: &mut impl Link,
+    ) {
+        let mut device = FlowDevice { incoming: Some(packet), wire: &mut self.wire, counters, link };
+        interface.poll_ingress_single(now, &mut device, self.slot.sockets());
+    }
+
+    /// Has the flow ended, and how?
+    fn end(&mut self) -> Option<End> {
+        let socket = self.slot.socket();
+        match socket.state() {
+            State::Closed if self.broken => socket.remote_endpoint().is_none().then_some(End::ResetByHost),
+            // smoltcp goes back to Listen on a reset before the handshake's end.
+            State::Closed | State::Listen if self.reset_by_sandbox => Some(End::ResetBySandbox),
+            State::Closed | State::TimeWait if self.write_shut => Some(End::Closed),
+            State::Closed
+            | State::TimeWait
+            | State::Listen
+            | State::SynSent
+            | State::SynReceived
+            | State::Established
+            | State::FinWait1
+            | State::FinWait2
+            | State::CloseWait
+            | State::Closing
+            | State::LastAck => None,
+        }
+    }
+
+    /// When smoltcp wants to be called again, if nothing happens before.
+    pub fn poll_at(
+        &mut self,
+        now: smoltcp::time::Instant,
+        interface: &mut Interface,
+    ) -> Option<smoltcp::time::Instant> {
+        interface.poll_at(now, self.slot.sockets())
+    }
+
+    /// Is nothing queued either way, and does nothing wait for an earlier segment? Then the rings' pages can be
+    /// given back.
+    pub fn is_quiet(&mut self) -> bool {
+        let all_in_order = self.wire.last_ack == self.highest_received;
+        let socket = self.slot.socket();
+        socket.state() != State::SynReceived && socket.recv_queue() == 0 && socket.send_queue() == 0 && all_in_order
+    }
+}

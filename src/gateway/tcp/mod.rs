@@ -1,0 +1,678 @@
+//! TCP flows (RFC 9293) between sandboxes and the host.
+//!
+//! # Theory of operation
+//!
+//! The table knows each flow by its four-tuple, one hash lookup for a segment. A flow's life:
+//!
+//! ```text
+//!   SYN ── judged by policy ── refused: ICMP or RST, no flow
+//!    │
+//!    ▼                      host's connect() fails: RST, ICMP, or silence
+//!   connecting ─────────────────────────────────────────────────────────► gone
+//!    │ connect() succeeded: only now smoltcp sees the SYN and answers it
+//!    ▼
+//!   open ([`flow::OpenFlow`]) ── both FINs acknowledged, or a reset ──────► gone
+//!                                                                          (a small record for TIME-WAIT)
+//! ```
+//!
+//! While it is connecting the SYN is held: a repeated one changes nothing, one with another initial sequence
+//! number replaces it, a RST takes the flow away. Connecting flows are bounded ([`HALF_OPEN_LIMIT`]).
+//!
+//! smoltcp is hidden here. One `Interface` for each family serves all flows, since it holds nothing of a flow;
+//! each flow's socket is in a set of its own ([`TcpSlot`]), because an interface visits every socket of the set
+//! it is given. The interface is made anew for each flow so that initial sequence numbers come from a keyed
+//! hash that nobody outside can predict (RFC 6528).
+//!
+//! Work is found without looking at every flow: a segment, a ready host socket or a timer makes a flow *dirty*,
+//! and the worker pumps dirty flows one after another. Timers are a heap with lazy deletion: a flow has at most
+//! one entry that counts, and an entry that comes too early is pushed back.
+//!
+//! A flow that has been quiet for [`QUIET`] gives its rings' pages back. A flow that ended leaves its memory to
+//! the next ([`SPARE_SLOTS`]) and, where the protocol wants it, a record of some 60 bytes for 10 seconds: it
+//! acknowledges a repeated FIN and yields to a new SYN (RFC 6191).
+use std::cmp::Reverse;
+use std::collections::hash_map::{Entry, RandomState};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::hash::BuildHasher;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use slab::Slab;
+use smoltcp::iface::{Config, Interface};
+use smoltcp::wire::{HardwareAddress, IpAddress, TcpControl, TcpPacket};
+
+use super::icmp::{self, IcmpError};
+use super::link::{Asker, Host, HostError, Link, Peer, PortId, TcpId};
+use super::{Segment, counters::DropReason, packet::Packet};
+use crate::plan::Network;
+use crate::policy::{self, Refusal};
+use crate::sys::tcp_slot::TcpSlot;
+use device::{FlowDevice, Wire};
+use flow::{End, HostStream, OpenFlow};
+use wire::HeldSyn;
+
+mod device;
+pub mod flow;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+/// Bytes of each ring of a flow: what may be under way each way.
+const RING_BYTES: usize = 512 * 1024;
+/// Most flows whose host side is not connected yet; further SYNs are dropped and will be repeated.
+pub const HALF_OPEN_LIMIT: usize = 1024;
+/// Ended flows whose memory is kept for the next.
+pub const SPARE_SLOTS: usize = 32;
+/// A flow that moved no more than this leaves its touched pages as they are when its slot is kept.
+const WARM_BYTES: u64 = 8 * 1024;
+/// After this long without traffic a flow's pages are given back.
+pub const QUIET: Duration = Duration::from_millis(200);
+/// How long a record of an ended flow is kept (RFC 9293 wants two segment lifetimes; ours live on a TAP).
+const TIME_WAIT: Duration = Duration::from_secs(10);
+/// Most such records.
+const TIME_WAIT_LIMIT: usize = 8192;
+
+/// A flow's name: who speaks to whom, seen from the sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    port: PortId,
+    from: SocketAddr,
+    to: SocketAddr,
+}
+
+enum State {
+    /// The host's connect() is under way; the SYN waits.
+    Connecting(Box<HeldSyn>),
+    /// Bytes flow.
+    Open(Box<OpenFlow>),
+}
+
+struct Flow {
+    key: Key,
+    peer: Peer,
+    generation: u32,
+    state: State,
+    /// Is in the queue of dirty flows.
+    dirty: bool,
+    /// The entry of the timer heap that counts.
+    timer: Option<Instant>,
+    last_active: Instant,
+    /// Is in the queue of flows to be looked at for quiet.
+    quiet_queued: bool,
+    /// Its pages were given back and not touched since.
+    pages_released: bool,
+    keepalive_asked: bool,
+}
+
+/// What is left of a flow whose sandbox may still repeat its FIN.
+struct TimeWait {
+    until: Instant,
+    sequence: u32,
+    acknowledge: u32,
+}
+
+/// All TCP flows of a network.
+pub struct TcpTable {
+    epoch: Instant,
+    flows: Slab<Flow>,
+    by_key: HashMap<Key, usize>,
+    next_generation: u32,
+    connecting: usize,
+    dirty: VecDeque<TcpId>,
+    /// Flows that wait for room on their link.
+    parked: Vec<TcpId>,
+    timers: BinaryHeap<Reverse<(Instant, u32, u32)>>,
+    quiet: VecDeque<(Instant, TcpId)>,
+    time_wait: HashMap<Key, TimeWait>,
+    time_wait_order: VecDeque<(Instant, Key)>,
+    spare: Vec<TcpSlot>,
+    v4: Interface,
+    v6: Interface,
+    secret: RandomState,
+    flows_seen: u64,
+    our_mtu: u16,
+}
+
+impl TcpTable {
+    /// An empty table; `now` is the zero of smoltcp's clock.
+    pub fn new(now: Instant, network: &Network) -> TcpTable {
+        let secret = RandomState::new();
+        TcpTable {
+            epoch: now,
+            flows: Slab::new(),
+            by_key: HashMap::new(),
+            next_generation: 1,
+            connecting: 0,
+            dirty: VecDeque::new(),
+            parked: Vec::new(),
+            timers: BinaryHeap::new(),
+            quiet: VecDeque::new(),
+            time_wait: HashMap::new(),
+            time_wait_order: VecDeque::new(),
+            spare: Vec::new(),
+            v4: interface(secret.hash_one(4)),
+            v6: interface(secret.hash_one(6)),
+            secret,
+            flows_seen: 0,
+            our_mtu: network.mtu,
+        }
+    }
+
+    /// Flows now.
+    pub fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// No flow at all?
+    pub fn is_empty(&self) -> bool {
+        self.flows.is_empty()
+    }
+
+    /// A sandbox sent a segment.
+    pub fn handle_segment(
+        &mut self,
+        now: Instant,
+        segment: &mut Segment,
+        packet: &Packet<'_>,
+        host: &mut impl Host,
+        link: &mut impl Link,
+    ) -> Result<(), DropReason> {
+        let tcp = TcpPacket::new_checked(packet.payload()).map_err(|_| DropReason::Malformed)?;
+        if tcp.src_port() == 0 || tcp.dst_port() == 0 {
+            return Err(DropReason::Malformed);
+        }
+        wire::verify_checksum(packet, &tcp)?;
+        let key = Key {
+            port: packet.peer.port,
+            from: SocketAddr::new(packet.src, tcp.src_port()),
+            to: SocketAddr::new(packet.dst, tcp.dst_port()),
+        };
+        if let Some(&index) = self.by_key.get(&key) {
+            return self.for_flow(now, segment, index, packet, &tcp, host, link);
+        }
+        let opens = tcp.syn() && !tcp.ack() && !tcp.rst() && !tcp.fin();
+        if let Some(record) = self.time_wait.get(&key) {
+            if opens {
+                self.time_wait.remove(&key);
+            } else if tcp.rst() {
+                return Ok(());
+            } else {
+                let (sequence, acknowledge) = (record.sequence, Some(record.acknowledge));
+                wire::send_bare(segment, packet.peer, key.to, key.from, TcpControl::None, sequence, acknowledge, link);
+                return Ok(());
+            }
+        }
+        if opens {
+            return self.open(now, segment, key, packet, &tcp, host, link);
+        }
+        if !tcp.rst() {
+            wire::refuse(segment, packet, &tcp, link);
+        }
+        Err(DropReason::NoFlow)
+    }
+
+    /// A SYN for a new flow.
+    #[allow(clippy::too_many_arguments)]
+    fn open(
+        &mut self,
+        now: Instant,
+        segment: &mut Segment,
+        key: Key,
+        packet: &Packet<'_>,
+        tcp: &TcpPacket<&[u8]>,
+        host: &mut impl Host,
+        link: &mut impl Link,
+    ) -> Result<(), DropReason> {
+        let dns = key.to.port() == 53 && segment.network.dns_enabled && segment.network.is_dns(key.to.ip());
+        let destination = if dns {
+            key.to.ip()
+        } else {
+            match policy::judge(&segment.network, &segment.host, key.to.ip()) {
+                Ok(ip) => ip,
+                Err(refusal) => return Err(refuse(now, segment, refusal, packet, tcp, link)),
+            }
+        };
+        let for_gateway = dns || segment.network.is_gateway(key.to.ip());
+        if packet.hop_limit <= 1 && !for_gateway {
+            icmp::send_error(now, segment, packet.peer, None, IcmpError::HopLimitExceeded, packet.bytes, link);
+            return Err(DropReason::HopLimit);
+        }
+        if self.connecting >= HALF_OPEN_LIMIT {
+            return Err(DropReason::HalfOpenLimit);
+        }
+        let held = Box::new(HeldSyn::new(packet, tcp)?);
+        let generation = self.next_generation;
+        self.next_generation = generation.wrapping_add(1);
+        let index = self.flows.insert(Flow {
+            key,
+            peer: packet.peer,
+            generation,
+            state: State::Connecting(held),
+            dirty: false,
+            timer: None,
+            last_active: now,
+            quiet_queued: false,
+            pages_released: false,
+            keepalive_asked: false,
+        });
+        self.by_key.insert(key, index);
+        self.connecting += 1;
+        segment.counters.tcp_flows += 1;
+        let id = TcpId { index: index as u32, generation };
+        if dns {
+            host.tcp_connect_dns(id, Asker { peer: packet.peer, from: key.from, to: key.to.ip() });
+        } else {
+            const USUAL_HOP_LIMIT: u8 = 64;
+            let hop_limit = (packet.hop_limit != USUAL_HOP_LIMIT && !for_gateway).then(|| packet.hop_limit - 1);
+            host.tcp_connect(id, SocketAddr::new(destination, key.to.port()), hop_limit);
+        }
+        Ok(())
+    }
+
+    /// A segment of a flow that is known.
+    #[allow(clippy::too_many_arguments)]
+    fn for_flow(
+        &mut self,
+        now: Instant,
+        segment: &mut Segment,
+        index: usize,
+        packet: &Packet<'_>,
+        tcp: &TcpPacket<&[u8]>,
+        host: &mut impl Host,
+        link: &mut impl Link,
+    ) -> Result<(), DropReason> {
+        let flow = &mut self.flows[index];
+        let id = TcpId { index: index as u32, generation: flow.generation };
+        let open = match &mut flow.state {
+            State::Connecting(held) => {
+                if tcp.rst() {
+                    self.remove(id);
+                    host.tcp_close(id, true);
+                } else if tcp.syn() && !tcp.ack() && held.sequence() != tcp.seq_number().0 as u32 {
+                    **held = HeldSyn::new(packet, tcp)?;
+                }
+                return Ok(());
+            }
+            State::Open(open) => open,
+        };
+        let sequence = tcp.seq_number().0 as u32;
+        let end = sequence.wrapping_add(tcp.segment_len() as u32);
+        let window = RING_BYTES as u32;
+        // Only what smoltcp can have taken counts: within a window of what we acknowledged.
+        if (end.wrapping_sub(open.highest_received) as i32) > 0 && end.wrapping_sub(open.wire.last_ack) <= window {
+            open.highest_received = end;
+        }
+        if is_keepalive(tcp, open.wire.last_ack) && !flow.keepalive_asked {
+            flow.keepalive_asked = true;
+            host.tcp_keepalive(id);
+        }
+        let interface = if packet.src.is_ipv4() { &mut self.v4 } else { &mut self.v6 };
+        let clock = clock(self.epoch, now);
+        let plain = wire::without_extensions(packet);
+        let was_reset = tcp.rst();
+        open.receive(clock, interface, &mut segment.counters, plain.as_deref().unwrap_or(packet.bytes), link);
+        use smoltcp::socket::tcp::State::{Closed, Listen};
+        open.reset_by_sandbox |= was_reset && matches!(open.slot.socket().state(), Closed | Listen);
+        flow.last_active = now;
+        flow.pages_released &= tcp.payload().is_empty();
+        self.mark_dirty(id);
+        Ok(())
+    }
+
+    /// The host's connect has an outcome: the SYN is answered now.
+    pub fn handle_outcome(
+        &mut self,
+        now: Instant,
+        segment: &mut Segment,
+        id: TcpId,
+        outcome: Result<(), HostError>,
+        offender: Option<IpAddr>,
+        link: &mut impl Link,
+    ) -> Outcome {
+        let Some(flow) = self.flow(id) else { return Outcome::Gone };
+        let (key, peer) = (flow.key, flow.peer);
+        let State::Connecting(held) = &flow.state else { return Outcome::Gone };
+        let held = held.clone();
+        match outcome {
+            Ok(()) => match self.established(now, segment, id, *held, link) {
+                Ok(()) => return Outcome::Open,
+                // No memory for its rings: as if the SYN had been lost.
+                Err(_) => segment.counters.drop(DropReason::FlowLimit),
+            },
+            Err(HostError::Refused | HostError::Reset) => {
+                let acknowledge = Some(held.sequence().wrapping_add(1));
+                wire::send_bare(segment, peer, key.to, key.from, TcpControl::Rst, 0, acknowledge, link);
+            }
+            Err(HostError::TimedOut) => {}
+            Err(HostError::Exhausted | HostError::Unsupported) => segment.counters.drop(DropReason::FlowLimit),
+            Err(error) => {
+                let error = match error {
+                    HostError::HostUnreachable => IcmpError::HostUnreachable,
+                    HostError::Prohibited => IcmpError::Prohibited,
+                    HostError::TooBig(mtu) => IcmpError::PacketTooBig(mtu),
+                    _ => IcmpError::NetUnreachable,
+                };
+                icmp::send_error(now, segment, peer, offender, error, held.bytes(), link);
+            }
+        }
+        self.remove(id);
+        Outcome::Gone
+    }
+
+    /// Let smoltcp take the held SYN.
+    fn established(
+        &mut self,
+        now: Instant,
+        segment: &mut Segment,
+        id: TcpId,
+        mut held: HeldSyn,
+        link: &mut impl Link,
+    ) -> std::io::Result<()> {
+        let mut slot = match self.spare.pop() {
+            Some(slot) => slot,
+            None => TcpSlot::new(RING_BYTES)?,
+        };
+        slot.renew();
+        let flow = &mut self.flows[id.index as usize];
+        let key = flow.key;
+        let ip_header = wire::plain_ip_header(key.from.ip());
+        let our_mss = self.our_mtu - ip_header as u16 - 20;
+        let mss = held.mss().clamp(48, our_mss);
+        let isn = held.sequence();
+        held.set_mss(device::super_segment(mss, ip_header));
+        let endpoint = (IpAddress::from(key.to.ip()), key.to.port());
+        slot.socket().listen(endpoint).map_err(|e| std::io::Error::other(format!("{e:?}")))?;
+        let wire = Wire {
+            peer: flow.peer,
+            mac: segment.network.gateway_mac,
+            ip_header,
+            mss,
+            our_mss,
+            last_ack: 0,
+            next_sequence: None,
+        };
+        let mut open = Box::new(OpenFlow::new(slot, wire, isn));
+        self.flows_seen += 1;
+        let seed = self.secret.hash_one((self.flows_seen, key));
+        let fresh = interface(seed);
+        let interface = if key.from.is_ipv4() { &mut self.v4 } else { &mut self.v6 };
+        *interface = fresh;
+        let clock = clock(self.epoch, now);
+        open.receive(clock, interface, &mut segment.counters, held.bytes(), link);
+        flow.state = State::Open(open);
+        flow.last_active = now;
+        self.connecting -= 1;
+        self.mark_dirty(id);
+        Ok(())
+    }
+
+    /// The host's stream of a flow is ready for reading or writing.
+    pub fn handle_stream_ready(&mut self, id: TcpId) {
+        self.mark_dirty(id);
+    }
+
+    /// A link has room again: flows that waited for it are pumped.
+    pub fn handle_link_ready(&mut self, port: PortId) {
+        let mut waiting = std::mem::take(&mut self.parked);
+        waiting.retain(|&id| match self.flow(id) {
+            Some(flow) if flow.peer.port == port => {
+                self.mark_dirty(id);
+                false
+            }
+            Some(_) => true,
+            None => false,
+        });
+        self.parked.append(&mut waiting);
+    }
+
+    /// The next flow that has something to do. Give it to [`pump`](Self::pump).
+    pub fn take_dirty(&mut self) -> Option<TcpId> {
+        while let Some(id) = self.dirty.pop_front() {
+            if let Some(flow) = self.flow(id) {
+                flow.dirty = false;
+                return Some(id);
+            }
+        }
+        None
+    }
+
+    /// Is any flow dirty?
+    pub fn has_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// Move a flow's bytes between the sandbox and the host's stream. `Some` when it has ended: it is gone from
+    /// the table, close its stream.
+    pub fn pump(
+        &mut self,
+        now: Instant,
+        segment: &mut Segment,
+        id: TcpId,
+        stream: &mut impl HostStream,
+        link: &mut impl Link,
+    ) -> Option<End> {
+        let clock = clock(self.epoch, now);
+        let flow = self.flows.get_mut(id.index as usize).filter(|f| f.generation == id.generation)?;
+        let State::Open(open) = &mut flow.state else { return None };
+        let interface = if flow.key.from.is_ipv4() { &mut self.v4 } else { &mut self.v6 };
+        let before = open.bytes;
+        let pumped = open.pump(clock, interface, &mut segment.counters, stream, link);
+        if let Some(end) = pumped.end {
+            self.ended(now, id, end);
+            return Some(end);
+        }
+        let wake =
+            open.poll_at(clock, interface).map(|at| self.epoch + Duration::from_micros(at.total_micros() as u64));
+        if open.bytes != before {
+            flow.last_active = now;
+            flow.pages_released = false;
+        }
+        if !flow.quiet_queued && !flow.pages_released {
+            flow.quiet_queued = true;
+            self.quiet.push_back((now + QUIET, id));
+        }
+        if pumped.link_full {
+            self.parked.push(id);
+        } else {
+            if let Some(at) = wake {
+                self.schedule(id, at.max(now));
+            }
+            if pumped.more {
+                self.mark_dirty(id);
+            }
+        }
+        None
+    }
+
+    /// When to call [`handle_timeout`](Self::handle_timeout) if nothing happens before.
+    pub fn next_timeout(&mut self) -> Option<Instant> {
+        let timer = self.timers.peek().map(|Reverse((at, ..))| *at);
+        let quiet = self.quiet.front().map(|(at, _)| *at);
+        let record = self.time_wait_order.front().map(|(at, _)| *at);
+        [timer, quiet, record].into_iter().flatten().min()
+    }
+
+    /// Time has passed: flows whose timer is due become dirty, quiet ones give their pages back, old records go.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(&Reverse((at, index, generation))) = self.timers.peek() {
+            if at > now {
+                break;
+            }
+            self.timers.pop();
+            let id = TcpId { index, generation };
+            if let Some(flow) = self.flow(id)
+                && flow.timer == Some(at)
+            {
+                flow.timer = None;
+                self.mark_dirty(id);
+            }
+        }
+        self.release_quiet(now);
+        while let Some(&(until, key)) = self.time_wait_order.front() {
+            if until > now && self.time_wait_order.len() <= TIME_WAIT_LIMIT {
+                break;
+            }
+            self.time_wait_order.pop_front();
+            if let Entry::Occupied(record) = self.time_wait.entry(key)
+                && record.get().until == until
+            {
+                record.remove();
+            }
+        }
+    }
+
+    fn release_quiet(&mut self, now: Instant) {
+        while let Some(&(due, id)) = self.quiet.front() {
+            if due > now {
+                break;
+            }
+            self.quiet.pop_front();
+            let Some(flow) = self.flow(id) else { continue };
+            flow.quiet_queued = false;
+            let State::Open(open) = &mut flow.state else { continue };
+            if now < flow.last_active + QUIET || !open.is_quiet() {
+                flow.quiet_queued = true;
+                self.quiet.push_back((now + QUIET, id));
+            } else {
+                open.slot.release_pages();
+                flow.pages_released = true;
+            }
+        }
+    }
+
+    /// The port's flows end at once.
+    pub fn remove_port(&mut self, port: PortId, host: &mut impl Host) {
+        let gone: Vec<TcpId> = self
+            .flows
+            .iter()
+            .filter(|(_, f)| f.key.port == port)
+            .map(|(index, f)| TcpId { index: index as u32, generation: f.generation })
+            .collect();
+        for id in gone {
+            self.remove(id);
+            host.tcp_close(id, true);
+        }
+        self.time_wait.retain(|key, _| key.port != port);
+    }
+
+    fn ended(&mut self, now: Instant, id: TcpId, end: End) {
+        let Some(flow) = self.remove(id) else { return };
+        let State::Open(mut open) = flow.state else { return };
+        if end == End::Closed
+            && let Some(sequence) = open.wire.next_sequence
+        {
+            let until = now + TIME_WAIT;
+            let record = TimeWait { until, sequence, acknowledge: open.highest_received };
+            self.time_wait.insert(flow.key, record);
+            self.time_wait_order.push_back((until, flow.key));
+        }
+        if self.spare.len() < SPARE_SLOTS {
+            if open.bytes > WARM_BYTES {
+                open.slot.release_pages();
+            }
+            self.spare.push(open.slot);
+        }
+    }
+
+    fn remove(&mut self, id: TcpId) -> Option<Flow> {
+        self.flow(id)?;
+        let flow = self.flows.remove(id.index as usize);
+        if matches!(flow.state, State::Connecting(_)) {
+            self.connecting -= 1;
+        }
+        self.by_key.remove(&flow.key);
+        Some(flow)
+    }
+
+    fn flow(&mut self, id: TcpId) -> Option<&mut Flow> {
+        self.flows.get_mut(id.index as usize).filter(|f| f.generation == id.generation)
+    }
+
+    fn mark_dirty(&mut self, id: TcpId) {
+        if let Some(flow) = self.flow(id)
+            && !flow.dirty
+        {
+            flow.dirty = true;
+            self.dirty.push_back(id);
+        }
+    }
+
+    fn schedule(&mut self, id: TcpId, at: Instant) {
+        if let Some(flow) = self.flow(id)
+            && flow.timer.is_none_or(|timer| at < timer)
+        {
+            flow.timer = Some(at);
+            self.timers.push(Reverse((at, id.index, id.generation)));
+        }
+    }
+}
+
+/// What became of a flow when its connect had an outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is open.
+    Open,
+    /// It is gone; close the host's side, if there is one.
+    Gone,
+}
+
+/// A keepalive probe (RFC 9293, 3.8.4): nothing, or one byte, just before what we expect.
+fn is_keepalive(tcp: &TcpPacket<&[u8]>, expected: u32) -> bool {
+    let sequence = tcp.seq_number().0 as u32;
+    tcp.ack()
+        && !tcp.syn()
+        && !tcp.fin()
+        && !tcp.rst()
+        && tcp.payload().len() <= 1
+        && sequence.wrapping_add(1) == expected
+}
+
+/// Tell the sandbox why its SYN goes nowhere.
+fn refuse(
+    now: Instant,
+    segment: &mut Segment,
+    refusal: Refusal,
+    packet: &Packet<'_>,
+    tcp: &TcpPacket<&[u8]>,
+    link: &mut impl Link,
+) -> DropReason {
+    let error = match refusal {
+        Refusal::Multicast => return DropReason::Multicast,
+        Refusal::DnsOnly => {
+            wire::refuse(segment, packet, tcp, link);
+            return DropReason::Refused;
+        }
+        Refusal::NoHostAddress => IcmpError::NetUnreachable,
+        Refusal::NotOnSegment => IcmpError::HostUnreachable,
+        Refusal::Unspecified | Refusal::Loopback | Refusal::V4Mapped | Refusal::Metadata => IcmpError::Prohibited,
+    };
+    icmp::send_error(now, segment, packet.peer, None, error, packet.bytes, link);
+    DropReason::Refused
+}
+
+/// An interface that takes packets for any destination.
+fn interface(seed: u64) -> Interface {
+    struct Nowhere;
+    impl Link for Nowhere {
+        fn has_room(&self, _: PortId) -> bool {
+            false
+        }
+        fn transmit<R>(&mut self, _: PortId, _: super::link::Offload, _: usize, f: impl FnOnce(&mut [u8]) -> R) -> R {
+            f(&mut [])
+        }
+    }
+    let mut config = Config::new(HardwareAddress::Ip);
+    config.random_seed = seed;
+    let peer = Peer { port: PortId(0), mac: Default::default() };
+    let mut wire = Wire { peer, mac: peer.mac, ip_header: 20, mss: 0, our_mss: 0, last_ack: 0, next_sequence: None };
+    let mut counters = Default::default();
+    let mut device = FlowDevice { incoming: None, wire: &mut wire, counters: &mut counters, link: &mut Nowhere };
+    let mut interface = Interface::new(config, &mut device, smoltcp::time::Instant::ZERO);
+    interface.set_any_ip(true);
+    interface
+}
+
+/// smoltcp's clock counts from the table's beginning.
+fn clock(epoch: Instant, now: Instant) -> smoltcp::time::Instant {
+    smoltcp::time::Instant::from_micros(now.saturating_duration_since(epoch).as_micros() as i64)
+}
