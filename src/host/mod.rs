@@ -1,1 +1,2 @@
-//! (being built)
+//! Host sockets: what stands on the outside of a flow.
+pub mod tcp;

@@ -17,6 +17,8 @@
 //!
 //! Each call of [`OpenFlow::pump`] moves a bounded number of bytes, so that one busy flow does not starve the
 //! others; it says when there is more.
+use std::time::Duration;
+
 use smoltcp::iface::{Interface, PollResult};
 use smoltcp::socket::tcp::State;
 
@@ -90,7 +92,12 @@ pub struct OpenFlow {
     /// The host's side has no more bytes.
     read_ended: bool,
     broken: bool,
+    /// How often our FIN was repeated by hand.
+    fin_repeats: u32,
 }
+
+/// First wait before a FIN is repeated by hand; doubled each time, at most 64 times as long.
+const FIN_REPEAT: Duration = Duration::from_secs(1);
 
 impl OpenFlow {
     /// A flow around a socket that has just taken its SYN.
@@ -104,6 +111,7 @@ impl OpenFlow {
             write_shut: false,
             read_ended: false,
             broken: false,
+            fin_repeats: 0,
         }
     }
 
@@ -258,13 +266,33 @@ impl OpenFlow {
         }
     }
 
-    /// When smoltcp wants to be called again, if nothing happens before.
+    /// When the flow wants to be pumped again, if nothing happens before.
     pub fn poll_at(
         &mut self,
         now: smoltcp::time::Instant,
         interface: &mut Interface,
     ) -> Option<smoltcp::time::Instant> {
-        interface.poll_at(now, self.slot.sockets())
+        match interface.poll_at(now, self.slot.sockets()) {
+            Some(at) => Some(at),
+            None if self.fin_waits() => Some(now + (FIN_REPEAT * (1 << self.fin_repeats.min(6))).into()),
+            None => None,
+        }
+    }
+
+    /// Has smoltcp forgotten our FIN? It (0.14) never repeats one whose retransmission timer was replaced by a
+    /// fast retransmit with nothing left to send.
+    fn fin_waits(&mut self) -> bool {
+        matches!(self.slot.socket().state(), State::FinWait1 | State::Closing | State::LastAck)
+    }
+
+    /// The time that [`poll_at`](Self::poll_at) gave has come and smoltcp has no timer running: the numbers of a
+    /// FIN to be repeated (sequence, acknowledgement), where there is one.
+    pub fn repeat_fin(&mut self, now: smoltcp::time::Instant, interface: &mut Interface) -> Option<(u32, u32)> {
+        if !self.fin_waits() || interface.poll_at(now, self.slot.sockets()).is_some() {
+            return None;
+        }
+        self.fin_repeats += 1;
+        Some((self.wire.next_sequence?.wrapping_sub(1), self.wire.last_ack))
     }
 
     /// Is nothing queued either way, and does nothing wait for an earlier segment? Then the rings' pages can be

@@ -102,6 +102,8 @@ struct Flow {
     /// Its pages were given back and not touched since.
     pages_released: bool,
     keepalive_asked: bool,
+    /// A timer made it dirty, not a segment or the host.
+    timer_due: bool,
 }
 
 /// What is left of a flow whose sandbox may still repeat its FIN.
@@ -254,6 +256,7 @@ impl TcpTable {
             quiet_queued: false,
             pages_released: false,
             keepalive_asked: false,
+            timer_due: false,
         });
         self.by_key.insert(key, index);
         self.connecting += 1;
@@ -456,6 +459,12 @@ impl TcpTable {
         let State::Open(open) = &mut flow.state else { return None };
         let interface = if flow.key.from.is_ipv4() { &mut self.v4 } else { &mut self.v6 };
         let before = open.bytes;
+        if std::mem::take(&mut flow.timer_due)
+            && let Some((sequence, acknowledge)) = open.repeat_fin(clock, interface)
+        {
+            let (peer, from, to) = (flow.peer, flow.key.to, flow.key.from);
+            wire::send_bare(segment, peer, from, to, TcpControl::Fin, sequence, Some(acknowledge), link);
+        }
         let pumped = open.pump(clock, interface, &mut segment.counters, stream, link);
         if let Some(end) = pumped.end {
             self.ended(now, id, end);
@@ -504,6 +513,7 @@ impl TcpTable {
                 && flow.timer == Some(at)
             {
                 flow.timer = None;
+                flow.timer_due = true;
                 self.mark_dirty(id);
             }
         }

@@ -163,7 +163,8 @@ pub fn send_bare(
         control,
         seq_number: TcpSeqNumber(sequence as i32),
         ack_number: acknowledge.map(|a| TcpSeqNumber(a as i32)),
-        window_len: 0,
+        // A repeated FIN must not look like a closed window.
+        window_len: if control == TcpControl::Rst { 0 } else { 1024 },
         window_scale: None,
         max_seg_size: None,
         sack_permitted: false,

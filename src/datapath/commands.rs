@@ -1,0 +1,216 @@
+//! What the control thread and a worker say to each other.
+//!
+//! # Theory of operation
+//!
+//! A worker never waits for anything but its own event loop, and the control thread never touches a frame. They
+//! exchange typed messages, in both directions without a lock that either could hold for long:
+//!
+//! - control to worker: [`Command`]s over an unbounded std channel, with a [`mio::Waker`] registered in the
+//!   worker's poll. [`CommandSender::send`] puts the command in and wakes; the worker drains its
+//!   [`CommandReceiver`] whenever the waker's token is ready. What can be in that channel is bounded by those who
+//!   send: the attach connection (one command at a time, each waits for its reply), the host watch (rare), and DNS
+//!   answers (never more than the forwarder's bound of queries in flight).
+//! - worker to control: [`Event`]s over a bounded tokio channel of [`EVENT_CAPACITY`] entries, filled with
+//!   `try_send`. When it is full the worker goes on: a DNS query is counted as
+//!   [`DnsOverload`](crate::gateway::counters::DropReason::DnsOverload), and whoever asked asks again.
+//!
+//! A command that wants an answer carries a one-shot sender. A worker that is asked to stop answers and returns
+//! from its loop; a worker whose senders are all gone stops too. A sender whose worker has ended gets
+//! [`WorkerGone`].
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, mpsc};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use crate::gateway::counters::{Counters, DropReason};
+use crate::gateway::link::Asker;
+use crate::plan::{Endpoint, HostView, LinkKind, Network};
+
+/// Entries of the channel from a worker to the control thread.
+pub const EVENT_CAPACITY: usize = 1024;
+
+/// From the control thread to a worker.
+#[derive(Debug)]
+pub enum Command {
+    /// Carry frames for this endpoint from now on. A private gateway's worker gets this once.
+    AttachPort {
+        /// The sandbox's place on the network.
+        endpoint: Endpoint,
+        /// What `fd` is; the control thread has checked that it is one.
+        link: LinkKind,
+        /// The TAP queue, or the packet socket whose ring is not yet made. Already non-blocking.
+        fd: OwnedFd,
+        /// The network to serve.
+        network: Box<Network>,
+        /// The host as it is now.
+        host: HostView,
+        /// Whether frames are carried now, or one sentence that says why not.
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// The sandbox with this id has ended: close its flows (host sockets with a reset) and its link.
+    DetachPort {
+        /// The endpoint's id.
+        id: String,
+        /// Answered when everything is closed.
+        reply: oneshot::Sender<()>,
+    },
+    /// The host's addresses or resolvers changed: new flows use them.
+    HostChanged(HostView),
+    /// The answer to an [`Event::DnsQuery`], to be sent to its asker from the DNS address, port 53.
+    DnsAnswer {
+        /// As it came with the query.
+        asker: Asker,
+        /// The DNS message.
+        message: Vec<u8>,
+    },
+    /// Copy the counters.
+    Snapshot {
+        /// Where to.
+        reply: oneshot::Sender<Snapshot>,
+    },
+}
+
+/// From a worker to the control thread.
+#[derive(Debug)]
+pub enum Event {
+    /// A sandbox asked for a name over UDP.
+    DnsQuery {
+        /// Comes back with the answer.
+        asker: Asker,
+        /// The DNS message as it came.
+        message: Vec<u8>,
+    },
+    /// A sandbox opened a TCP connection to the DNS address: the far end of a socket pair that carries
+    /// DNS over TCP (two bytes of length, then the message; RFC 7766).
+    DnsStream {
+        /// Who asks.
+        asker: Asker,
+        /// The forwarder's end.
+        stream: UnixStream,
+    },
+    /// One sentence that the person should read once.
+    Notice(String),
+    /// A link has failed for good (its namespace is gone, its interface was deleted); its flows are closed.
+    PortClosed {
+        /// The endpoint's id.
+        id: String,
+        /// What happened, in one sentence.
+        reason: String,
+    },
+}
+
+/// The counters of a worker's network at one moment, as the API shows them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Frames that came from sandboxes.
+    pub frames_in: u64,
+    /// Bytes of those frames, Ethernet header included.
+    pub bytes_in: u64,
+    /// Frames sent to sandboxes.
+    pub frames_out: u64,
+    /// Bytes of those.
+    pub bytes_out: u64,
+    /// TCP flows begun since the start.
+    pub tcp_flows_total: u64,
+    /// UDP flows begun since the start.
+    pub udp_flows_total: u64,
+    /// DNS queries taken.
+    pub dns_queries: u64,
+    /// TCP flows now.
+    pub tcp_flows: u64,
+    /// UDP flows now.
+    pub udp_flows: u64,
+    /// Ping flows now.
+    pub echo_flows: u64,
+    /// Frames dropped since the start, by reason; every reason is there, most are zero.
+    pub dropped: BTreeMap<String, u64>,
+}
+
+impl Snapshot {
+    /// The counters, and the numbers of TCP, UDP and ping flows as
+    /// [`Gateway::flows`](crate::gateway::Gateway::flows) gives them.
+    pub fn new(counters: &Counters, flows: (usize, usize, usize)) -> Snapshot {
+        Snapshot {
+            frames_in: counters.frames_in,
+            bytes_in: counters.bytes_in,
+            frames_out: counters.frames_out,
+            bytes_out: counters.bytes_out,
+            tcp_flows_total: counters.tcp_flows,
+            udp_flows_total: counters.udp_flows,
+            dns_queries: counters.dns_queries,
+            tcp_flows: flows.0 as u64,
+            udp_flows: flows.1 as u64,
+            echo_flows: flows.2 as u64,
+            dropped: DropReason::ALL.iter().map(|&r| (r.label().to_owned(), counters.dropped(r))).collect(),
+        }
+    }
+}
+
+/// The worker's thread has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the gateway's worker thread has ended")]
+pub struct WorkerGone;
+
+/// Sends commands to a worker and wakes it.
+#[derive(Clone, Debug)]
+pub struct CommandSender {
+    commands: mpsc::Sender<Command>,
+    waker: Arc<mio::Waker>,
+}
+
+/// The worker's end: `try_recv` until it is empty whenever the waker's token is ready.
+pub type CommandReceiver = mpsc::Receiver<Command>;
+
+impl CommandSender {
+    /// A channel to the worker whose poll `waker` is registered with.
+    pub fn new(waker: mio::Waker) -> (CommandSender, CommandReceiver) {
+        let (commands, receiver) = mpsc::channel();
+        (CommandSender { commands, waker: Arc::new(waker) }, receiver)
+    }
+
+    /// Hand over a command and wake the worker.
+    pub fn send(&self, command: Command) -> Result<(), WorkerGone> {
+        self.commands.send(command).map_err(|_| WorkerGone)?;
+        // Writing to an eventfd fails only when its counter is full, and then the worker is awake already.
+        let _ = self.waker.wake();
+        Ok(())
+    }
+
+    /// Ask for the counters and wait for them.
+    pub async fn snapshot(&self) -> Result<Snapshot, WorkerGone> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Snapshot { reply })?;
+        answer.await.map_err(|_| WorkerGone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_wakes_the_worker_and_arrives() {
+        let mut poll = mio::Poll::new().unwrap();
+        let (sender, receiver) = CommandSender::new(mio::Waker::new(poll.registry(), mio::Token(7)).unwrap());
+        sender.send(Command::HostChanged(HostView::default())).unwrap();
+        let mut events = mio::Events::with_capacity(4);
+        poll.poll(&mut events, Some(std::time::Duration::from_secs(5))).unwrap();
+        assert_eq!(events.iter().next().map(|e| e.token()), Some(mio::Token(7)));
+        assert!(matches!(receiver.try_recv(), Ok(Command::HostChanged(_))));
+        drop(receiver);
+        assert_eq!(sender.send(Command::HostChanged(HostView::default())), Err(WorkerGone));
+    }
+
+    #[test]
+    fn a_snapshot_names_every_reason() {
+        let mut counters = Counters::default();
+        counters.drop(DropReason::Spoofed);
+        let snapshot = Snapshot::new(&counters, (1, 2, 3));
+        assert_eq!(snapshot.dropped.len(), DropReason::ALL.len());
+        assert_eq!(snapshot.dropped["spoofed"], 1);
+        assert_eq!((snapshot.tcp_flows, snapshot.udp_flows, snapshot.echo_flows), (1, 2, 3));
+    }
+}

@@ -1,0 +1,310 @@
+//! The host's side of TCP flows: connecting sockets, and streams to the DNS forwarder.
+//!
+//! # Theory of operation
+//!
+//! One entry for each flow, at the flow's own index. It begins with a non-blocking connect(2); readiness for
+//! writing, or an error, is its outcome, which the worker takes from [`TcpHost::take_outcome`]. Then it is a byte
+//! stream that the gateway pumps ([`HostStream`]).
+//!
+//! Readiness is edge-triggered and remembered in two flags. A read or write that moved less than it was given
+//! has emptied or filled the kernel's buffer, so the flag falls without another call; only a stream whose far
+//! side has closed keeps its flag until end of file was read. An event for an entry that meanwhile belongs to
+//! another flow sets flags that were not earned; the next call answers EAGAIN and takes them back.
+//!
+//! Every socket has SO_LINGER {1, 0} from the start: should this process be killed, its connections end in a
+//! reset and not in what looks like a clean end. A flow that ends cleanly takes it off just before closing, and
+//! the kernel delivers what is left.
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use mio::event::Event;
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::gateway::link::{HostError, TcpId};
+use crate::gateway::tcp::flow::{HostStream, Transfer};
+use crate::plan::Outbound;
+use crate::sys::sockopt;
+
+/// A connect that has an outcome: which flow, what, and who sent the ICMP error, where one did.
+pub type ConnectOutcome = (TcpId, Result<(), HostError>, Option<IpAddr>);
+
+/// The host's side of one flow.
+pub struct Stream {
+    generation: u32,
+    socket: Socket,
+    connecting: bool,
+    is_ipv6: bool,
+    is_local: bool,
+    readable: bool,
+    writable: bool,
+    far_side_closed: bool,
+}
+
+/// The host's side of all flows of a worker.
+pub struct TcpHost {
+    registry: Registry,
+    outbound: Outbound,
+    token: fn(u32) -> Token,
+    streams: Vec<Option<Stream>>,
+    outcomes: VecDeque<ConnectOutcome>,
+}
+
+impl TcpHost {
+    /// No flows yet. `token` makes the token for the flow at an index.
+    pub fn new(registry: Registry, outbound: Outbound, token: fn(u32) -> Token) -> TcpHost {
+        TcpHost { registry, outbound, token, streams: Vec::new(), outcomes: VecDeque::new() }
+    }
+
+    /// Begin to connect.
+    pub fn connect(&mut self, flow: TcpId, to: SocketAddr, hop_limit: Option<u8>) {
+        match self.start(to, hop_limit) {
+            Ok((socket, connected)) => {
+                let stream = Stream {
+                    generation: flow.generation,
+                    socket,
+                    connecting: !connected,
+                    is_ipv6: to.is_ipv6(),
+                    is_local: to.ip().is_loopback(),
+                    readable: connected,
+                    writable: connected,
+                    far_side_closed: false,
+                };
+                if let Err(error) = self.keep(flow, stream) {
+                    self.outcomes.push_back((flow, Err(host_error(&error)), None));
+                } else if connected {
+                    self.outcomes.push_back((flow, Ok(()), None));
+                }
+            }
+            Err(error) => self.outcomes.push_back((flow, Err(host_error(&error)), None)),
+        }
+    }
+
+    fn start(&self, to: SocketAddr, hop_limit: Option<u8>) -> io::Result<(Socket, bool)> {
+        let kind = Type::STREAM.nonblocking().cloexec();
+        let socket = Socket::new(Domain::for_address(to), kind, Some(Protocol::TCP))?;
+        if to.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_tcp_nodelay(true)?;
+        socket.set_linger(Some(Duration::ZERO))?;
+        // Urgent data stays in its place in the stream.
+        socket.set_out_of_band_inline(true)?;
+        if let Some(hop_limit) = hop_limit {
+            sockopt::set_hop_limit(socket.as_fd(), to.is_ipv6(), hop_limit)?;
+        }
+        if !to.ip().is_loopback() {
+            self.choose_source(&socket, to)?;
+            // Set only while connecting: later it would turn a passing trouble into a broken connection.
+            sockopt::set_receive_errors(socket.as_fd(), to.is_ipv6(), true)?;
+        }
+        match socket.connect(&to.into()) {
+            Ok(()) => Ok((socket, true)),
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok((socket, false)),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn choose_source(&self, socket: &Socket, to: SocketAddr) -> io::Result<()> {
+        if let Some(interface) = &self.outbound.interface {
+            socket.bind_device(Some(interface.as_bytes()))?;
+        }
+        let source = match to {
+            SocketAddr::V4(_) => self.outbound.v4.map(IpAddr::V4),
+            SocketAddr::V6(_) => self.outbound.v6.map(IpAddr::V6),
+        };
+        if let Some(source) = source {
+            sockopt::set_bind_address_no_port(socket.as_fd())?;
+            socket.bind(&SocketAddr::new(source, 0).into())?;
+        }
+        Ok(())
+    }
+
+    /// Give the flow one end of a socket pair; the other end is returned, for the forwarder.
+    pub fn connect_pair(&mut self, flow: TcpId) -> io::Result<UnixStream> {
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let stream = Stream {
+            generation: flow.generation,
+            socket: Socket::from(OwnedFd::from(ours)),
+            connecting: false,
+            is_ipv6: false,
+            is_local: true,
+            readable: true,
+            writable: true,
+            far_side_closed: false,
+        };
+        self.keep(flow, stream)?;
+        self.outcomes.push_back((flow, Ok(()), None));
+        Ok(theirs)
+    }
+
+    /// An outcome that is known without asking the host.
+    pub fn push_outcome(&mut self, outcome: ConnectOutcome) {
+        self.outcomes.push_back(outcome);
+    }
+
+    fn keep(&mut self, flow: TcpId, stream: Stream) -> io::Result<()> {
+        let token = (self.token)(flow.index);
+        let fd = stream.socket.as_raw_fd();
+        self.registry.register(&mut SourceFd(&fd), token, Interest::READABLE | Interest::WRITABLE)?;
+        let index = flow.index as usize;
+        if index >= self.streams.len() {
+            self.streams.resize_with(index + 1, || None);
+        }
+        self.streams[index] = Some(stream);
+        Ok(())
+    }
+
+    /// A stream is ready. Gives the flow when it is an open one that should be pumped; a connect's outcome goes
+    /// to [`take_outcome`](Self::take_outcome).
+    pub fn handle_event(&mut self, index: u32, event: &Event) -> Option<TcpId> {
+        let stream = self.streams.get_mut(index as usize)?.as_mut()?;
+        let flow = TcpId { index, generation: stream.generation };
+        if stream.connecting {
+            if let Some((outcome, offender)) = stream.connect_outcome() {
+                self.outcomes.push_back((flow, outcome, offender));
+            }
+            return None;
+        }
+        stream.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+        stream.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
+        stream.far_side_closed |= event.is_read_closed() || event.is_error();
+        Some(flow)
+    }
+
+    /// The next connect that has an outcome.
+    pub fn take_outcome(&mut self) -> Option<ConnectOutcome> {
+        self.outcomes.pop_front()
+    }
+
+    /// The flow's stream.
+    pub fn stream(&mut self, flow: TcpId) -> Option<&mut Stream> {
+        self.streams.get_mut(flow.index as usize)?.as_mut().filter(|s| s.generation == flow.generation)
+    }
+
+    /// Let the host's kernel probe the far side.
+    pub fn keepalive(&mut self, flow: TcpId) {
+        if let Some(stream) = self.stream(flow) {
+            // A DNS stream knows no such thing, and a socket that cannot is no worse off than before.
+            let _ = stream.socket.set_keepalive(true);
+        }
+    }
+
+    /// Close the flow's stream, with a reset or leaving what is queued to the kernel.
+    pub fn close(&mut self, flow: TcpId, reset: bool) {
+        if self.stream(flow).is_none() {
+            return;
+        }
+        if let Some(stream) = self.streams[flow.index as usize].take()
+            && !reset
+        {
+            // Without it the last bytes would be lost in a reset, so a failure matters; it cannot fail on a
+            // socket that let it be set.
+            let _ = stream.socket.set_linger(None);
+        }
+    }
+
+    /// Streams now.
+    pub fn len(&self) -> usize {
+        self.streams.iter().flatten().count()
+    }
+
+    /// No stream at all?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Stream {
+    /// Has the connect an outcome? An event may also have been meant for an earlier socket.
+    fn connect_outcome(&mut self) -> Option<(Result<(), HostError>, Option<IpAddr>)> {
+        let error = match self.socket.take_error() {
+            Ok(None) if self.socket.peer_addr().is_ok() => {
+                self.connecting = false;
+                self.readable = true;
+                self.writable = true;
+                if !self.is_local {
+                    // Failing leaves soft errors hard, no more.
+                    let _ = sockopt::set_receive_errors(self.socket.as_fd(), self.is_ipv6, false);
+                }
+                return Some((Ok(()), None));
+            }
+            Ok(None) => return None,
+            Ok(Some(error)) | Err(error) => error,
+        };
+        self.connecting = false;
+        Some((Err(host_error(&error)), None))
+    }
+}
+
+impl HostStream for Stream {
+    fn send(&mut self, data: &[u8]) -> Transfer {
+        if !self.writable {
+            return Transfer::Blocked;
+        }
+        loop {
+            match self.socket.send_with_flags(data, libc::MSG_NOSIGNAL) {
+                Ok(0) => return Transfer::Blocked,
+                Ok(sent) => {
+                    self.writable = sent == data.len();
+                    return Transfer::Moved(sent);
+                }
+                Err(error) => match error.kind() {
+                    io::ErrorKind::Interrupted => {}
+                    io::ErrorKind::WouldBlock => {
+                        self.writable = false;
+                        return Transfer::Blocked;
+                    }
+                    _ => return Transfer::Broken,
+                },
+            }
+        }
+    }
+
+    fn recv(&mut self, room: &mut [u8]) -> Transfer {
+        if !self.readable {
+            return Transfer::Blocked;
+        }
+        loop {
+            match self.socket.read(room) {
+                Ok(0) => return Transfer::Ended,
+                Ok(received) => {
+                    self.readable = received == room.len() || self.far_side_closed;
+                    return Transfer::Moved(received);
+                }
+                Err(error) => match error.kind() {
+                    io::ErrorKind::Interrupted => {}
+                    io::ErrorKind::WouldBlock => {
+                        self.readable = false;
+                        return Transfer::Blocked;
+                    }
+                    _ => return Transfer::Broken,
+                },
+            }
+        }
+    }
+
+    fn shutdown_write(&mut self) {
+        // It fails only when the connection is broken already, which the next read tells.
+        let _ = self.socket.shutdown(std::net::Shutdown::Write);
+    }
+}
+
+/// What a sandbox can be told of an error of connect(2).
+fn host_error(error: &io::Error) -> HostError {
+    match error.raw_os_error().unwrap_or(0) {
+        libc::ECONNREFUSED => HostError::Refused,
+        libc::EHOSTUNREACH | libc::EHOSTDOWN => HostError::HostUnreachable,
+        libc::ETIMEDOUT => HostError::TimedOut,
+        libc::EACCES | libc::EPERM => HostError::Prohibited,
+        libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EAGAIN => HostError::Exhausted,
+        libc::ECONNRESET | libc::EPIPE | libc::ECONNABORTED => HostError::Reset,
+        _ => HostError::NetUnreachable,
+    }
+}
