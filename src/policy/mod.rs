@@ -108,3 +108,107 @@ fn judge_v6(network: &Network, ip: Ipv6Addr) -> Result<(), Refusal> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::plan::{Ipv4Layout, Ipv6Layout, MacAddr, Outbound};
+
+    fn network() -> Network {
+        Network {
+            v4: Ipv4Layout::slirp("10.0.2.0/24".parse().unwrap()),
+            v6: Ipv6Layout::slirp("fd00::/64".parse().unwrap()),
+            mtu: 65520,
+            gateway_mac: MacAddr::from_ipv4(Ipv4Addr::new(10, 0, 2, 2)),
+            host_loopback_allowed: false,
+            metadata_allowed: false,
+            broadcast_to_host: false,
+            dns_enabled: true,
+            dns_search: vec![],
+            dns_servers: vec![],
+            local_names: vec![],
+            outbound: Outbound::default(),
+            udp_timeout: Duration::from_secs(180),
+        }
+    }
+
+    fn host() -> HostView {
+        HostView { v4: "192.0.2.7".parse().ok(), v6: "2001:db8::7".parse().ok(), ..HostView::default() }
+    }
+
+    fn verdict(network: &Network, to: &str) -> Result<String, Refusal> {
+        judge(network, &host(), to.parse().unwrap()).map(|ip| ip.to_string())
+    }
+
+    #[test]
+    fn the_gateways_address_leads_to_the_hosts_own_and_to_loopback_only_when_allowed() {
+        let mut net = network();
+        assert_eq!(verdict(&net, "10.0.2.2").unwrap(), "192.0.2.7");
+        assert_eq!(verdict(&net, "fd00::2").unwrap(), "2001:db8::7");
+        let nobody = HostView::default();
+        assert_eq!(judge(&net, &nobody, "10.0.2.2".parse().unwrap()), Err(Refusal::NoHostAddress));
+        net.host_loopback_allowed = true;
+        assert_eq!(verdict(&net, "10.0.2.2").unwrap(), "127.0.0.1");
+        assert_eq!(verdict(&net, "fd00::2").unwrap(), "::1");
+    }
+
+    #[test]
+    fn nobodys_business_is_refused() {
+        let mut net = network();
+        // Also with the loopback allowed: only the gateway's address leads there.
+        for allowed in [false, true] {
+            net.host_loopback_allowed = allowed;
+            for (to, why) in [
+                ("0.0.0.0", Refusal::Unspecified),
+                ("0.255.0.1", Refusal::Unspecified),
+                ("127.0.0.1", Refusal::Loopback),
+                ("127.255.255.254", Refusal::Loopback),
+                ("::", Refusal::Unspecified),
+                ("::1", Refusal::Loopback),
+                ("::ffff:127.0.0.1", Refusal::V4Mapped),
+                ("::ffff:192.0.2.1", Refusal::V4Mapped),
+                ("::127.0.0.1", Refusal::V4Mapped),
+                ("224.0.0.1", Refusal::Multicast),
+                ("255.255.255.255", Refusal::Multicast),
+                ("10.0.2.255", Refusal::Multicast),
+                ("ff02::1", Refusal::Multicast),
+                ("10.0.2.50", Refusal::NotOnSegment),
+                ("fd00::50", Refusal::NotOnSegment),
+                ("fe80::1", Refusal::NotOnSegment),
+                ("10.0.2.3", Refusal::DnsOnly),
+                ("fd00::3", Refusal::DnsOnly),
+            ] {
+                assert_eq!(verdict(&net, to), Err(why), "{to}");
+            }
+        }
+    }
+
+    #[test]
+    fn metadata_services_are_refused_unless_allowed() {
+        let mut net = network();
+        let services = [
+            "169.254.169.254",
+            "169.254.170.2",
+            "100.100.100.200",
+            "168.63.129.16",
+            "fd00:ec2::254",
+            "fd20:ce::254",
+        ];
+        for to in services {
+            assert_eq!(verdict(&net, to), Err(Refusal::Metadata), "{to}");
+        }
+        net.metadata_allowed = true;
+        for to in services {
+            assert_eq!(verdict(&net, to).as_deref(), Ok(to));
+        }
+    }
+
+    #[test]
+    fn the_rest_of_the_world_is_itself() {
+        for to in ["192.0.2.1", "8.8.8.8", "10.0.3.1", "2001:db8::1", "64:ff9b::1"] {
+            assert_eq!(verdict(&network(), to).as_deref(), Ok(to));
+        }
+    }
+}
