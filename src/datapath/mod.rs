@@ -1,1 +1,8 @@
-//! (being built)
+//! The event loop and its ports: see [`worker`].
+pub mod commands;
+pub mod links;
+pub mod port;
+pub mod tokens;
+pub mod worker;
+
+pub use worker::Worker;

@@ -132,6 +132,11 @@ impl Gateway {
         &self.segment.counters
     }
 
+    /// Count a frame that was dropped before it came here.
+    pub fn count_drop(&mut self, reason: DropReason) {
+        self.segment.counters.drop(reason);
+    }
+
     /// TCP flows: the worker pumps bytes between them and host sockets.
     pub fn tcp(&mut self) -> &mut tcp::TcpTable {
         &mut self.tcp

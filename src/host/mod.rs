@@ -1,2 +1,9 @@
 //! Host sockets: what stands on the outside of a flow.
+//!
+//! [`HostSide`] is a worker's whole outside. It implements the gateway's [`Host`](crate::gateway::link::Host) by
+//! handing each call to the part that owns such sockets: [`tcp`] (connections), [`udp`] (datagrams), [`ping`]
+//! (echo requests); questions for names go to the control thread over a bounded channel.
 pub mod tcp;
+mod side;
+
+pub use side::HostSide;

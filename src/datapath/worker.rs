@@ -1,0 +1,362 @@
+//! A worker: one thread, one network, one event loop.
+//!
+//! # Theory of operation
+//!
+//! The worker owns everything of its network: the ports, the gateway, the host's sockets, their timers and
+//! counters. It takes no lock and waits for nothing but its epoll. A round:
+//!
+//! 1. wait for events (not at all while something is left to be done, else until the next timer);
+//! 2. commands of the control thread;
+//! 3. host sockets that became ready: a TCP flow becomes dirty, datagrams are taken in batches;
+//! 4. frames, at most [`FRAME_BUDGET`] a port, each handed to the gateway;
+//! 5. outcomes of connects; then dirty flows are pumped, at most [`PUMP_BUDGET`] of them;
+//! 6. timers that are due.
+//!
+//! Readiness is edge-triggered: whoever stops before its source was empty (ports, datagram sockets) stays on a
+//! list and is visited in the next round without an event. So a busy port, flow or socket cannot starve the
+//! others, and nothing is forgotten.
+//!
+//! Frames are read before flows are pumped, so that many segments of a flow are answered by one
+//! acknowledgement, and the bytes of many segments leave in one send(2).
+use std::io;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Waker};
+use slab::Slab;
+use tokio::sync::mpsc;
+
+use super::commands::{Command, CommandReceiver, CommandSender, Event, Snapshot};
+use super::links::Links;
+use super::port::{self, RX_BUFFER, Receiver, RecvError};
+use super::tokens::{self, Kind};
+use crate::gateway::Gateway;
+use crate::gateway::counters::DropReason;
+use crate::gateway::link::PortId;
+use crate::gateway::tcp::Outcome;
+use crate::gateway::tcp::flow::End;
+use crate::host::HostSide;
+use crate::host::ping::PingEvent;
+use crate::host::udp::UdpEvent;
+use crate::plan::{Endpoint, HostView, LinkKind, Network};
+use crate::sys::dgram::Batch;
+
+/// Most frames taken from a port in one round.
+const FRAME_BUDGET: usize = 64;
+/// Most dirty flows pumped in one round.
+const PUMP_BUDGET: usize = 256;
+/// Most datagrams taken from a socket in one round.
+const DATAGRAM_BUDGET: usize = 64;
+/// Events taken in one wait.
+const EVENT_CAPACITY: usize = 512;
+
+/// One endpoint's receiving half.
+struct Port {
+    endpoint: Endpoint,
+    receiver: Receiver,
+    raw: std::os::fd::RawFd,
+}
+
+/// What exists once the first endpoint has said which network this is.
+struct Served {
+    gateway: Gateway,
+    host: HostSide,
+}
+
+/// A worker; [`Worker::run`] is its thread.
+pub struct Worker {
+    poll: Poll,
+    commands: CommandReceiver,
+    events: mpsc::Sender<Event>,
+    ports: Slab<Port>,
+    links: Links,
+    served: Option<Served>,
+    /// Ports that were left before they were empty.
+    ready_ports: Vec<usize>,
+    /// UDP and ping sockets that were.
+    ready_udp: Vec<(u32, bool)>,
+    ready_ping: Vec<(u32, bool)>,
+    /// Where a TAP's frame is read into.
+    frame: Box<[u8]>,
+    /// Where datagrams are read into.
+    batch: Batch,
+}
+
+impl Worker {
+    /// A worker and the way to send it commands. `events` leads to the control thread.
+    pub fn new(events: mpsc::Sender<Event>) -> io::Result<(Worker, CommandSender)> {
+        let poll = Poll::new()?;
+        let (sender, commands) = CommandSender::new(Waker::new(poll.registry(), tokens::COMMAND)?);
+        let worker = Worker {
+            poll,
+            commands,
+            events,
+            ports: Slab::new(),
+            links: Links::new(),
+            served: None,
+            ready_ports: Vec::new(),
+            ready_udp: Vec::new(),
+            ready_ping: Vec::new(),
+            frame: vec![0; RX_BUFFER].into_boxed_slice(),
+            batch: Batch::new(),
+        };
+        Ok((worker, sender))
+    }
+
+    /// The event loop. Returns when all senders of commands are gone; fails when epoll does.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut events = Events::with_capacity(EVENT_CAPACITY);
+        loop {
+            let timeout = self.patience();
+            match self.poll.poll(&mut events, timeout) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                result => result?,
+            }
+            let now = Instant::now();
+            for event in events.iter() {
+                match tokens::read(event.token()) {
+                    Some((Kind::Port, index)) => self.port_event(index, event),
+                    Some((Kind::Tcp, index)) => {
+                        if let Some(Served { gateway, host }) = &mut self.served
+                            && let Some(flow) = host.tcp.handle_event(index, event)
+                        {
+                            gateway.tcp().handle_stream_ready(flow);
+                        }
+                    }
+                    Some((Kind::Udp, index)) => self.ready_udp.push((index, event.is_error())),
+                    Some((Kind::Ping, index)) => self.ready_ping.push((index, event.is_error())),
+                    Some((Kind::Command, _)) => {
+                        if !self.commands(now) {
+                            return Ok(());
+                        }
+                    }
+                    None => {}
+                }
+            }
+            self.full_links();
+            self.datagrams(now);
+            self.frames(now);
+            self.flows(now);
+            if let Some(Served { gateway, host }) = &mut self.served
+                && gateway.next_timeout().is_some_and(|at| at <= now)
+            {
+                gateway.handle_timeout(now, host, &mut self.links);
+            }
+        }
+    }
+
+    /// How long the next wait may be.
+    fn patience(&mut self) -> Option<Duration> {
+        let Served { gateway, .. } = self.served.as_mut()?;
+        let busy = !(self.ready_ports.is_empty() && self.ready_udp.is_empty() && self.ready_ping.is_empty());
+        if busy || gateway.tcp().has_dirty() {
+            return Some(Duration::ZERO);
+        }
+        if self.links.full().next().is_some() {
+            return Some(port::RETRY);
+        }
+        // Rounded up to a millisecond: epoll knows no less, and a timer a little late beats a busy round.
+        let wait = gateway.next_timeout()?.saturating_duration_since(Instant::now());
+        Some(wait + Duration::from_micros(999))
+    }
+
+    fn port_event(&mut self, index: u32, event: &mio::event::Event) {
+        let key = index as usize;
+        if !self.ports.contains(key) {
+            return;
+        }
+        if (event.is_readable() || event.is_read_closed() || event.is_error()) && !self.ready_ports.contains(&key) {
+            self.ready_ports.push(key);
+        }
+    }
+
+    /// Links that had no room: try again, and let the flows go on that waited for them.
+    fn full_links(&mut self) {
+        let full: Vec<PortId> = self.links.full().collect();
+        for port in full {
+            if self.links.handle_writable(port)
+                && let Some(Served { gateway, .. }) = &mut self.served
+            {
+                gateway.tcp().handle_link_ready(port);
+            }
+        }
+    }
+
+    /// Take datagrams from sockets that have some.
+    fn datagrams(&mut self, now: Instant) {
+        let Some(Served { gateway, host }) = &mut self.served else { return };
+        let links = &mut self.links;
+        for (index, error) in std::mem::take(&mut self.ready_udp) {
+            let more = host.udp.handle_ready(index, error, &mut self.batch, DATAGRAM_BUDGET, |event| match event {
+                UdpEvent::Datagram { flow, from, payload, segment, tos } => {
+                    gateway.handle_udp(now, flow, from, payload, segment, tos, links);
+                }
+                UdpEvent::Error { flow, icmp } => {
+                    gateway.handle_udp_error(now, flow, icmp.to, icmp.error, icmp.offender, icmp.payload, links);
+                }
+            });
+            if more {
+                self.ready_udp.push((index, false));
+            }
+        }
+        for (index, error) in std::mem::take(&mut self.ready_ping) {
+            let more = host.ping.handle_ready(index, error, &mut self.batch, DATAGRAM_BUDGET, |event| match event {
+                PingEvent::Reply { flow, sequence, data, hop_limit } => {
+                    gateway.handle_echo_reply(now, flow, sequence, data, hop_limit, links);
+                }
+                PingEvent::Error { flow, sequence, error, offender, data } => {
+                    gateway.handle_echo_error(now, flow, sequence, error, offender, data, links);
+                }
+            });
+            if more {
+                self.ready_ping.push((index, false));
+            }
+        }
+        if let Some(notice) = host.ping.take_notice() {
+            // A control thread that cannot take it now is flooded; the counter still tells.
+            let _ = self.events.try_send(Event::Notice(notice));
+        }
+    }
+
+    /// Take frames from ports that have some.
+    fn frames(&mut self, now: Instant) {
+        let Some(Served { gateway, host }) = &mut self.served else { return };
+        let mut failed = None;
+        for key in std::mem::take(&mut self.ready_ports) {
+            let Some(port) = self.ports.get_mut(key) else { continue };
+            let id = PortId(key as u32);
+            let mut taken = 0;
+            loop {
+                if taken == FRAME_BUDGET {
+                    self.ready_ports.push(key);
+                    break;
+                }
+                taken += 1;
+                match port.receiver.recv(&mut self.frame) {
+                    Ok(Some((offload, frame))) => {
+                        gateway.handle_frame(now, id, offload, frame, host, &mut self.links);
+                    }
+                    Ok(None) => break,
+                    Err(RecvError::Malformed) => gateway.count_drop(DropReason::Malformed),
+                    Err(RecvError::Io(error)) => {
+                        failed = Some((key, error));
+                        break;
+                    }
+                }
+            }
+        }
+        if let Some((key, error)) = failed {
+            let id = self.ports[key].endpoint.id.clone();
+            self.detach(key);
+            let reason = format!("the link of sandbox {id} failed: {error}");
+            let _ = self.events.try_send(Event::PortClosed { id, reason });
+        }
+    }
+
+    /// Outcomes of connects, then bytes.
+    fn flows(&mut self, now: Instant) {
+        let Some(Served { gateway, host }) = &mut self.served else { return };
+        while let Some((flow, outcome, offender)) = host.tcp.take_outcome() {
+            if gateway.handle_tcp_outcome(now, flow, outcome, offender, &mut self.links) == Outcome::Gone {
+                host.tcp.close(flow, true);
+            }
+        }
+        for _ in 0..PUMP_BUDGET {
+            let Some(flow) = gateway.tcp().take_dirty() else { break };
+            let Some(stream) = host.tcp.stream(flow) else { continue };
+            if let Some(end) = gateway.pump_tcp(now, flow, stream, &mut self.links) {
+                host.tcp.close(flow, end != End::Closed);
+            }
+        }
+    }
+
+    /// Commands of the control thread; `false` when it has gone.
+    fn commands(&mut self, now: Instant) -> bool {
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => self.command(now, command),
+                Err(std::sync::mpsc::TryRecvError::Empty) => return true,
+                Err(std::sync::mpsc::TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn command(&mut self, now: Instant, command: Command) {
+        match command {
+            Command::AttachPort { endpoint, link, fd, network, host, reply } => {
+                let result = self.attach(now, endpoint, link, fd, *network, host).map_err(|e| e.to_string());
+                // Who no longer waits for the answer closes the connection, which detaches.
+                let _ = reply.send(result);
+            }
+            Command::DetachPort { id, reply } => {
+                if let Some(key) = self.ports.iter().find(|(_, p)| p.endpoint.id == id).map(|(key, _)| key) {
+                    self.detach(key);
+                }
+                let _ = reply.send(());
+            }
+            Command::HostChanged(view) => {
+                if let Some(Served { gateway, host }) = &mut self.served {
+                    host.handle_host_changed(&view);
+                    gateway.handle_host_changed(view);
+                }
+            }
+            Command::DnsAnswer { asker, message } => {
+                if let Some(Served { gateway, .. }) = &mut self.served {
+                    gateway.handle_dns_answer(asker, &message, &mut self.links);
+                }
+            }
+            Command::Snapshot { reply } => {
+                let snapshot = match &mut self.served {
+                    Some(Served { gateway, .. }) => {
+                        let flows = gateway.flows();
+                        Snapshot::new(gateway.counters(), flows)
+                    }
+                    None => Snapshot::default(),
+                };
+                let _ = reply.send(snapshot);
+            }
+        }
+    }
+
+    fn attach(
+        &mut self,
+        now: Instant,
+        endpoint: Endpoint,
+        link: LinkKind,
+        fd: std::os::fd::OwnedFd,
+        network: Network,
+        host: HostView,
+    ) -> io::Result<()> {
+        if self.served.is_none() {
+            let side = HostSide::new(self.poll.registry(), &network, &host, self.events.clone())?;
+            self.served = Some(Served { gateway: Gateway::new(now, network, host), host: side });
+        }
+        let port = port::Port::from_fd(link, fd).map_err(io::Error::other)?;
+        let entry = self.ports.vacant_entry();
+        let key = entry.key();
+        let raw = port.as_raw_fd();
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        self.poll.registry().register(&mut SourceFd(&raw), tokens::port(key as u32), interest)?;
+        self.links.insert(PortId(key as u32), port.transmitter);
+        entry.insert(Port { endpoint: endpoint.clone(), receiver: port.receiver, raw });
+        if let Some(Served { gateway, .. }) = &mut self.served {
+            gateway.add_port(PortId(key as u32), endpoint);
+        }
+        // Frames may have come before the registration.
+        self.ready_ports.push(key);
+        Ok(())
+    }
+
+    fn detach(&mut self, key: usize) {
+        if let Some(Served { gateway, host }) = &mut self.served {
+            gateway.remove_port(PortId(key as u32), host);
+        }
+        let port = self.ports.remove(key);
+        let raw = port.raw;
+        // The descriptor is shared with others who may keep it open: take it out of the epoll by name.
+        let _ = self.poll.registry().deregister(&mut SourceFd(&raw));
+        self.links.remove(PortId(key as u32));
+        self.ready_ports.retain(|&k| k != key);
+    }
+}

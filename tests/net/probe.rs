@@ -1,0 +1,191 @@
+//! The client inside: `net probe WHAT ARGUMENT...`. Prints one line; exits with 0 when it got an answer of any
+//! kind, 1 when it did not understand, 2 when nothing came.
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Does what the words say.
+pub fn main(words: &[String]) -> ExitCode {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match probe(&words) {
+        Ok(line) => {
+            println!("{line}");
+            ExitCode::SUCCESS
+        }
+        Err(line) => {
+            eprintln!("probe {words:?}: {line}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn probe(words: &[&str]) -> Result<String, String> {
+    match words {
+        ["connect", to] => Ok(connect(to)),
+        ["tcp-echo", to, bytes] => tcp_echo(to, number(bytes)?),
+        ["tcp-many", to, count] => tcp_many(to, number(count)?),
+        ["tcp-read-to-end", to] => tcp_read_to_end(to),
+        ["udp-echo", to, bytes] => udp_echo(to, number(bytes)?),
+        ["udp-source", to, second] => udp_source(to, second),
+        ["udp-error", to] => udp_error(to),
+        ["resolve", name] => resolve(name),
+        ["print", path] => std::fs::read_to_string(path).map(|t| t.trim_end().to_owned()).map_err(|e| format!("{path}: {e}")),
+        ["sleep", seconds] => {
+            std::thread::sleep(Duration::from_secs(number(seconds)? as u64));
+            Ok("slept".into())
+        }
+        _ => Err("unknown probe".into()),
+    }
+}
+
+fn number(word: &str) -> Result<usize, String> {
+    word.parse().map_err(|e| format!("{word}: {e}"))
+}
+
+fn address(word: &str) -> Result<SocketAddr, String> {
+    word.parse().map_err(|e| format!("{word}: {e}"))
+}
+
+fn open(to: &str) -> Result<TcpStream, String> {
+    let stream = TcpStream::connect_timeout(&address(to)?, PATIENCE).map_err(|e| e.to_string())?;
+    stream.set_read_timeout(Some(PATIENCE)).map_err(|e| e.to_string())?;
+    stream.set_write_timeout(Some(PATIENCE)).map_err(|e| e.to_string())?;
+    stream.set_nodelay(true).map_err(|e| e.to_string())?;
+    Ok(stream)
+}
+
+/// How a connection attempt ends: `connected`, or the error's name.
+fn connect(to: &str) -> String {
+    let Ok(to) = address(to) else { return "bad address".into() };
+    match TcpStream::connect_timeout(&to, Duration::from_secs(3)) {
+        Ok(_) => "connected".into(),
+        Err(error) => match error.kind() {
+            ErrorKind::ConnectionRefused => "refused".into(),
+            ErrorKind::TimedOut => "timed out".into(),
+            ErrorKind::HostUnreachable => "host unreachable".into(),
+            ErrorKind::NetworkUnreachable => "network unreachable".into(),
+            ErrorKind::PermissionDenied => "prohibited".into(),
+            _ => error.to_string(),
+        },
+    }
+}
+
+/// A byte stream that says where each byte belongs.
+pub fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|i| (i * 31 + i / 253) as u8).collect()
+}
+
+/// Send bytes, half-close, read them back to the end.
+fn tcp_echo(to: &str, bytes: usize) -> Result<String, String> {
+    let stream = open(to)?;
+    let out = pattern(bytes);
+    let mut writer = stream.try_clone().map_err(|e| e.to_string())?;
+    let sent = out.clone();
+    let thread = std::thread::spawn(move || writer.write_all(&sent).and_then(|()| writer.shutdown(Shutdown::Write)));
+    let mut back = Vec::new();
+    (&stream).read_to_end(&mut back).map_err(|e| format!("after {} bytes: {e}", back.len()))?;
+    thread.join().map_err(|_| "the writer panicked")?.map_err(|e| e.to_string())?;
+    Ok(if back == out { format!("{bytes} bytes came back") } else { format!("{} bytes came, others", back.len()) })
+}
+
+/// Hold many connections at once, a byte on each.
+fn tcp_many(to: &str, count: usize) -> Result<String, String> {
+    let mut held = Vec::new();
+    for i in 0..count {
+        let mut stream = open(to).map_err(|e| format!("connection {i}: {e}"))?;
+        stream.write_all(&[i as u8]).map_err(|e| format!("connection {i}: {e}"))?;
+        held.push(stream);
+    }
+    for (i, stream) in held.iter_mut().enumerate() {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).map_err(|e| format!("connection {i}: {e}"))?;
+        if byte[0] != i as u8 {
+            return Err(format!("connection {i} got another's byte"));
+        }
+    }
+    Ok(format!("{} open", held.len()))
+}
+
+/// Read until the other side ends, however it does.
+fn tcp_read_to_end(to: &str) -> Result<String, String> {
+    let mut stream = open(to)?;
+    let mut back = Vec::new();
+    match stream.read_to_end(&mut back) {
+        Ok(n) => Ok(format!("{n} bytes, then end")),
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(format!("{} bytes, then reset", back.len())),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn udp(to: SocketAddr) -> Result<UdpSocket, String> {
+    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any).map_err(|e| e.to_string())?;
+    socket.set_read_timeout(Some(Duration::from_secs(3))).map_err(|e| e.to_string())?;
+    Ok(socket)
+}
+
+/// A datagram there and back, from the address it was sent to.
+fn udp_echo(to: &str, bytes: usize) -> Result<String, String> {
+    let to = address(to)?;
+    let socket = udp(to)?;
+    let out = pattern(bytes);
+    let mut buffer = vec![0; 70_000];
+    for _ in 0..3 {
+        socket.send_to(&out, to).map_err(|e| e.to_string())?;
+        if let Ok((n, from)) = socket.recv_from(&mut buffer) {
+            if from != to {
+                return Err(format!("the answer came from {from}"));
+            }
+            return Ok(if buffer[..n] == out[..] { format!("{n} bytes came back") } else { format!("{n} other bytes") });
+        }
+    }
+    Err("no answer".into())
+}
+
+/// The source that two servers saw: they answer with it.
+fn udp_source(first: &str, second: &str) -> Result<String, String> {
+    let (first, second) = (address(first)?, address(second)?);
+    let socket = udp(first)?;
+    let mut seen = Vec::new();
+    for to in [first, second] {
+        let mut buffer = [0; 100];
+        socket.send_to(b"who am I", to).map_err(|e| e.to_string())?;
+        let (n, _) = socket.recv_from(&mut buffer).map_err(|e| e.to_string())?;
+        seen.push(String::from_utf8_lossy(&buffer[..n]).into_owned());
+    }
+    Ok(seen.join(" "))
+}
+
+/// What a connected socket is told of a datagram nobody takes.
+fn udp_error(to: &str) -> Result<String, String> {
+    let to = address(to)?;
+    let socket = udp(to)?;
+    socket.connect(to).map_err(|e| e.to_string())?;
+    let end = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < end {
+        if let Err(error) = socket.send(b"anyone?") {
+            return Ok(format!("{:?}", error.kind()));
+        }
+        let mut buffer = [0; 100];
+        socket.set_read_timeout(Some(Duration::from_millis(300))).map_err(|e| e.to_string())?;
+        match socket.recv(&mut buffer) {
+            Ok(_) => return Ok("an answer".into()),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(error) => return Ok(format!("{:?}", error.kind())),
+        }
+    }
+    Err("no word of it".into())
+}
+
+/// The addresses that the C library finds for a name.
+fn resolve(name: &str) -> Result<String, String> {
+    use std::net::ToSocketAddrs;
+    let mut found: Vec<String> =
+        (name, 0).to_socket_addrs().map_err(|e| e.to_string())?.map(|a| a.ip().to_string()).collect();
+    found.sort();
+    found.dedup();
+    Ok(found.join(" "))
+}
