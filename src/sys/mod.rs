@@ -3,3 +3,10 @@
 pub mod sockopt;
 pub mod tcp_slot;
 pub mod vnet;
+//! Raw kernel interfaces. All `unsafe` of the program is here, each block with the reason why it is sound.
+//!
+//! Nothing in this room knows of sandboxes, networks or flows: it imports nothing of ours, and hands out and
+//! takes owned or borrowed descriptors only.
+pub mod tun;
+#[cfg(test)]
+pub mod testing;

@@ -1,0 +1,73 @@
+//! For tests: code that runs in a user and network namespace of its own.
+//!
+//! A test is a thread among others, and a thread among others cannot unshare a user namespace. So a child is
+//! forked, which has one thread only, does the work there, and sends what went wrong back through a pipe.
+//! glibc's fork leaves the allocator usable in the child; what may not be used there is anything else that
+//! another thread could have held locked at that moment, standard output above all.
+use std::io::{self, Read, Write};
+use std::os::fd::{FromRawFd, OwnedFd};
+
+/// Longest that a child may take, in seconds.
+const TIME_LIMIT: u32 = 60;
+
+/// Run `work` in a child that is root of a new user namespace and its network namespace. Panics with what
+/// `work` answered, or with how the child ended. Not being allowed to make namespaces is a failure too.
+pub fn in_namespace(work: impl FnOnce() -> Result<(), String>) {
+    in_child(|| {
+        enter_namespace()?;
+        work()
+    });
+}
+
+/// Run `work` in a forked child.
+pub fn in_child(work: impl FnOnce() -> Result<(), String>) {
+    let mut ends = [0; 2];
+    // SAFETY: pipe2 writes two descriptors into the array given to it.
+    assert_eq!(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) }, 0, "pipe2");
+    // SAFETY: the two descriptors are new and nobody else's.
+    let (reader, writer) = unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) };
+    // SAFETY: the child has one thread, uses no lock but the allocator's, and leaves with _exit.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0, "fork: {}", io::Error::last_os_error());
+    if child == 0 {
+        drop(reader);
+        // SAFETY: both calls take integers only.
+        unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            libc::alarm(TIME_LIMIT);
+        }
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        let answer = match outcome {
+            Ok(Ok(())) => "ok".to_owned(),
+            Ok(Err(text)) => format!("failed: {text}"),
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                format!("panicked: {}", text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("?"))
+            }
+        };
+        let _ = std::fs::File::from(writer).write_all(answer.as_bytes());
+        // SAFETY: _exit ends the process at once, without the handlers that belong to the parent.
+        unsafe { libc::_exit(0) }
+    }
+    drop(writer);
+    let mut answer = String::new();
+    std::fs::File::from(reader).read_to_string(&mut answer).expect("the pipe can be read");
+    let mut status = 0;
+    // SAFETY: waitpid writes one integer; the child is ours and not yet waited for.
+    unsafe { libc::waitpid(child, &raw mut status, 0) };
+    assert_eq!(answer, "ok", "the child ended with wait status {status:#x}");
+}
+
+/// Make a user and a network namespace and become root in them. For a process with one thread.
+pub fn enter_namespace() -> Result<(), String> {
+    // SAFETY: these calls take nothing and return integers.
+    let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+    // SAFETY: unshare takes flags only.
+    if unsafe { libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET) } != 0 {
+        return Err(format!("this machine lets us make no user namespace: {}", io::Error::last_os_error()));
+    }
+    let write = |path: &str, text: String| std::fs::write(path, text).map_err(|e| format!("{path}: {e}"));
+    write("/proc/self/setgroups", "deny".to_owned())?;
+    write("/proc/self/uid_map", format!("0 {uid} 1"))?;
+    write("/proc/self/gid_map", format!("0 {gid} 1"))
+}
