@@ -6,3 +6,4 @@ pub mod tokens;
 pub mod worker;
 
 pub use worker::Worker;
+//! (being built)

@@ -7,6 +7,9 @@ pub mod vnet;
 //!
 //! Nothing in this room knows of sandboxes, networks or flows: it imports nothing of ours, and hands out and
 //! takes owned or borrowed descriptors only.
+
+pub mod io;
+pub mod scm;
 pub mod tun;
 #[cfg(test)]
 pub mod testing;

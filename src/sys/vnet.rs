@@ -85,8 +85,8 @@ mod tests {
 
     #[test]
     fn layout_is_the_kernels() {
-        let bytes = VnetHeader { flags: 1, gso_type: 4, hdr_len: 0x0102, gso_size: 3, csum_start: 4, csum_offset: 5 }
-            .encode();
+        let bytes =
+            VnetHeader { flags: 1, gso_type: 4, hdr_len: 0x0102, gso_size: 3, csum_start: 4, csum_offset: 5 }.encode();
         assert_eq!(bytes[..2], [1, 4]);
         assert_eq!(bytes[2..4], 0x0102u16.to_ne_bytes());
         assert_eq!(bytes[4..6], 3u16.to_ne_bytes());
