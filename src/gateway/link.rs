@@ -58,6 +58,11 @@ pub trait Link {
     /// queue for them. When this is `false`, keep the data; the port says when it has room again.
     fn has_room(&self, port: PortId) -> bool;
 
+    /// Does this port take UDP super-segments ([`Gso::UdpL4`]; TUN_F_USO4 and TUN_F_USO6, Linux 6.2)?
+    fn takes_udp_super_segments(&self, _port: PortId) -> bool {
+        false
+    }
+
     /// Hand over one frame of exactly `len` bytes (Ethernet header first), which `fill` writes. The buffer is
     /// not cleared before.
     fn transmit<R>(&mut self, port: PortId, offload: Offload, len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R;

@@ -54,9 +54,23 @@ pub struct Segment {
     pub counters: Counters,
     /// How many ICMP errors may still be sent.
     pub icmp_limit: icmp::RateLimit,
+    /// Identifications for fragmented datagrams.
+    pub identifications: emit::Identifications,
 }
 
 impl Segment {
+    /// A segment with nobody on it yet.
+    pub fn new(now: Instant, network: Network, host: HostView) -> Segment {
+        Segment {
+            network,
+            host,
+            ports: HashMap::new(),
+            counters: Counters::default(),
+            icmp_limit: icmp::RateLimit::new(now),
+            identifications: emit::Identifications::new(),
+        }
+    }
+
     /// May a sandbox on this port use this source address? Its segment's unicast addresses, except the
     /// gateway's own; link-local ones for IPv6.
     fn source_allowed(&self, source: IpAddr) -> bool {
@@ -93,13 +107,7 @@ impl Gateway {
             udp: udp::UdpTable::new(network.udp_timeout),
             echo: echo::EchoTable::new(network.udp_timeout),
             reassembly: reassembly::Reassembler::new(),
-            segment: Segment {
-                network,
-                host,
-                ports: HashMap::new(),
-                counters: Counters::default(),
-                icmp_limit: icmp::RateLimit::new(now),
-            },
+            segment: Segment::new(now, network, host),
         }
     }
 
