@@ -63,6 +63,8 @@ reasons! {
     DnsOverload => "dns_overload",
     /// An ICMP error kept back by the rate limit.
     RateLimited => "rate_limited",
+    /// An ICMP error about something the gateway had sent; nothing follows from it.
+    IcmpError => "icmp_error",
 }
 
 /// Counters of one network's gateway.

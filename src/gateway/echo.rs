@@ -4,8 +4,10 @@ use std::time::{Duration, Instant};
 
 use super::{
     Segment,
+    counters::DropReason,
     icmp::IcmpError,
     link::{EchoId, Host, Link, PortId},
+    packet::Packet,
 };
 
 /// All ping flows of a network.
@@ -26,6 +28,17 @@ impl EchoTable {
     }
     /// The port's flows end.
     pub fn remove_port(&mut self, _port: PortId, _host: &mut impl Host) {}
+    /// A sandbox sent an echo request for somewhere outside.
+    pub fn handle_request(
+        &mut self,
+        _now: Instant,
+        _segment: &mut Segment,
+        _packet: &Packet<'_>,
+        _host: &mut impl Host,
+        _link: &mut impl Link,
+    ) -> Result<(), DropReason> {
+        Err(DropReason::Protocol)
+    }
     /// An echo reply came.
     #[allow(clippy::too_many_arguments)]
     pub fn handle_reply(
