@@ -123,6 +123,7 @@ impl Gateway {
         self.tcp.remove_port(port, host);
         self.udp.remove_port(port, host);
         self.echo.remove_port(port, host);
+        self.reassembly.remove_port(port);
     }
 
     /// The host's addresses or resolvers changed: new flows use them.
@@ -204,7 +205,7 @@ impl Gateway {
                 if !self.segment.source_allowed(fragment.src) {
                     return Err(DropReason::Spoofed);
                 }
-                match self.reassembly.handle_fragment(now, &fragment)? {
+                match self.reassembly.handle_fragment(now, &fragment, &mut self.segment.counters)? {
                     None => Ok(()),
                     Some(whole) => self.packet(now, &whole.packet()?, host, link),
                 }
