@@ -7,3 +7,11 @@ pub mod tcp;
 mod side;
 
 pub use side::HostSide;
+//! (being built)
+pub mod addr;
+pub mod errqueue;
+pub mod ping;
+mod socket;
+#[cfg(test)]
+mod testing;
+pub mod udp;

@@ -13,3 +13,5 @@ pub mod scm;
 pub mod tun;
 #[cfg(test)]
 pub mod testing;
+//! (being built)
+pub mod dgram;
