@@ -7,3 +7,4 @@ pub mod worker;
 
 pub use worker::Worker;
 //! (being built)
+//! A worker's event loop and its ports; what it and the control thread say to each other ([`commands`]).
