@@ -1,2 +1,3 @@
 //! The attach protocol, the state directory, and the control thread of a gateway.
 pub mod messages;
+pub mod state;
