@@ -1,1 +1,91 @@
-//! (being built)
+//! What each process gives up, stage by stage.
+//!
+//! # Theory of operation
+//!
+//! A gateway reads what a sandbox sends, so it should be able to do as little as possible if that ever gets the
+//! better of it. It gives things up in named stages, each a function that can be read and tested alone, in this
+//! order and before the first frame is read:
+//!
+//! 1. [`Stage::Privileges`]: no capability in any set, and none to be had again (`no_new_privs`: a set-user-id
+//!    program it might start would get nothing). A gateway that root starts then does what any user's does.
+//! 2. [`Stage::Memory`]: not dumpable: nobody of the same user can trace it or read its memory, and it leaves no
+//!    core file.
+//! 3. [`Stage::Surroundings`]: working directory `/` (no mount is kept busy), umask 077.
+//! 4. [`Stage::Limits`]: the soft limit of descriptors is raised to the hard one, because each flow needs one;
+//!    core files are off.
+//!
+//! Capabilities belong to a thread, so all of this happens while there is only one. What follows later (an empty
+//! root, seccomp) is a further stage of the same list.
+use std::io;
+
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::stat::{Mode, umask};
+
+use crate::sys::caps;
+
+/// One thing that is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Capabilities and the ways to gain some.
+    Privileges,
+    /// Being traced, dumped, read.
+    Memory,
+    /// Working directory and file creation mask.
+    Surroundings,
+    /// Resource limits.
+    Limits,
+}
+
+/// A stage did not work.
+#[derive(Debug, thiserror::Error)]
+#[error("the gateway cannot confine itself: {operation}: {error}")]
+pub struct ConfineError {
+    /// Where.
+    pub stage: Stage,
+    /// Which operation.
+    pub operation: &'static str,
+    /// Why.
+    pub error: io::Error,
+}
+
+/// Confine a gateway. Call it before any thread is started.
+pub fn gateway() -> Result<(), ConfineError> {
+    for stage in [Stage::Privileges, Stage::Memory, Stage::Surroundings, Stage::Limits] {
+        stage.enter().map_err(|(operation, error)| ConfineError { stage, operation, error })?;
+    }
+    Ok(())
+}
+
+type StageResult = Result<(), (&'static str, io::Error)>;
+
+impl Stage {
+    fn enter(self) -> StageResult {
+        match self {
+            Stage::Privileges => privileges(),
+            Stage::Memory => memory(),
+            Stage::Surroundings => surroundings(),
+            Stage::Limits => limits(),
+        }
+    }
+}
+
+fn privileges() -> StageResult {
+    prctl::set_no_new_privs().map_err(|e| ("no_new_privs", e.into()))?;
+    caps::drop_all().map_err(|e| ("drop capabilities", e))
+}
+
+fn memory() -> StageResult {
+    prctl::set_dumpable(false).map_err(|e| ("PR_SET_DUMPABLE", e.into()))
+}
+
+fn surroundings() -> StageResult {
+    umask(Mode::from_bits_truncate(0o077));
+    nix::unistd::chdir("/").map_err(|e| ("change to /", e.into()))
+}
+
+fn limits() -> StageResult {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|e| ("read RLIMIT_NOFILE", e.into()))?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(|e| ("raise RLIMIT_NOFILE", e.into()))?;
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|e| ("RLIMIT_CORE", e.into()))
+}

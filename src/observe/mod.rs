@@ -1,1 +1,2 @@
 //! Counters and logging.
+pub mod logging;

@@ -15,3 +15,7 @@ pub mod tun;
 pub mod testing;
 //! (being built)
 pub mod dgram;
+//! Raw kernel interfaces. All `unsafe` is here; nothing here imports anything of ours.
+pub mod caps;
+pub mod random;
+pub mod spawn;
