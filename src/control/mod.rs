@@ -1,3 +1,5 @@
 //! The attach protocol, the state directory, and the control thread of a gateway.
+pub mod client;
 pub mod messages;
 pub mod state;
+pub mod wire;

@@ -1,4 +1,5 @@
-//! The event loop and its ports: see [`worker`].
+//! A worker's event loop ([`worker`]) and its ports ([`port`]); what it and the control thread say to each other
+//! ([`commands`]).
 pub mod commands;
 pub mod links;
 pub mod port;
@@ -6,5 +7,3 @@ pub mod tokens;
 pub mod worker;
 
 pub use worker::Worker;
-//! (being built)
-//! A worker's event loop and its ports; what it and the control thread say to each other ([`commands`]).

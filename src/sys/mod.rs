@@ -1,21 +1,17 @@
-//! Raw kernel interfaces. All `unsafe` of the project is in this room; it imports nothing of ours.
-
-pub mod sockopt;
-pub mod tcp_slot;
-pub mod vnet;
 //! Raw kernel interfaces. All `unsafe` of the program is here, each block with the reason why it is sound.
 //!
 //! Nothing in this room knows of sandboxes, networks or flows: it imports nothing of ours, and hands out and
 //! takes owned or borrowed descriptors only.
 
+pub mod caps;
+pub mod dgram;
 pub mod io;
+pub mod random;
 pub mod scm;
-pub mod tun;
+pub mod sockopt;
+pub mod spawn;
+pub mod tcp_slot;
 #[cfg(test)]
 pub mod testing;
-//! (being built)
-pub mod dgram;
-//! Raw kernel interfaces. All `unsafe` is here; nothing here imports anything of ours.
-pub mod caps;
-pub mod random;
-pub mod spawn;
+pub mod tun;
+pub mod vnet;
