@@ -1,1 +1,3 @@
-//! (being built)
+//! DNS at the gateway's DNS address.
+pub mod local;
+pub mod message;
