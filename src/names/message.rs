@@ -131,6 +131,11 @@ pub fn rcode(answer: &[u8]) -> u8 {
     answer.get(3).map_or(SERVFAIL, |b| b & 0x0f)
 }
 
+/// The answer says that it is not all there is (TC).
+pub fn is_truncated(answer: &[u8]) -> bool {
+    answer.get(2).is_some_and(|b| b & 0x02 != 0)
+}
+
 /// An answer that fits into `limit` bytes: as it is, or with TC set and only the question and the OPT record left
 /// (RFC 2181, 9; RFC 6891, 7), so that the asker comes again over TCP.
 pub fn fit(answer: Vec<u8>, limit: usize) -> Vec<u8> {
