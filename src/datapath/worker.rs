@@ -267,6 +267,8 @@ impl Worker {
             let Some(stream) = host.tcp.stream(flow) else { continue };
             if let Some(end) = gateway.pump_tcp(now, flow, stream, &mut self.links) {
                 host.tcp.close(flow, end != End::Closed);
+            } else {
+                host.tcp.arm(flow);
             }
         }
     }

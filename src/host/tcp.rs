@@ -9,7 +9,12 @@
 //! Readiness is edge-triggered and remembered in two flags. A read or write that moved less than it was given
 //! has emptied or filled the kernel's buffer, so the flag falls without another call; only a stream whose far
 //! side has closed keeps its flag until end of file was read. An event for an entry that meanwhile belongs to
-//! another flow sets flags that were not earned; the next call answers EAGAIN and takes them back.
+//! another flow sets flags that were not earned; the next call answers EAGAIN and takes them back. Only a connect
+//! asks the kernel before it believes an event.
+//!
+//! A connection to the host itself is established before connect(2) returns, so it is asked for a second time at
+//! once; and readiness for writing is watched only while connecting and from the first write on that found no
+//! room ([`TcpHost::arm`]). Both spare a short connection a round of the event loop.
 //!
 //! Every socket has SO_LINGER {1, 0} from the start: should this process be killed, its connections end in a
 //! reset and not in what looks like a clean end. A flow that ends cleanly takes it off just before closing, and
@@ -44,6 +49,10 @@ pub struct Stream {
     readable: bool,
     writable: bool,
     far_side_closed: bool,
+    /// Events for writing are asked for.
+    write_watched: bool,
+    /// A write found no room since.
+    write_blocked: bool,
 }
 
 /// The host's side of all flows of a worker.
@@ -74,6 +83,8 @@ impl TcpHost {
                     readable: connected,
                     writable: connected,
                     far_side_closed: false,
+                    write_watched: !connected,
+                    write_blocked: false,
                 };
                 if let Err(error) = self.keep(flow, stream) {
                     self.outcomes.push_back((flow, Err(host_error(&error)), None));
@@ -103,9 +114,17 @@ impl TcpHost {
             // Set only while connecting: later it would turn a passing trouble into a broken connection.
             sockopt::set_receive_errors(socket.as_fd(), to.is_ipv6(), true)?;
         }
-        match socket.connect(&to.into()) {
+        let to = to.into();
+        let under_way = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EALREADY));
+        // Twice: the first is never finished on a non-blocking socket, the second says whether it is by now.
+        match socket.connect(&to) {
+            Ok(()) => return Ok((socket, true)),
+            Err(error) if under_way(&error) => {}
+            Err(error) => return Err(error),
+        }
+        match socket.connect(&to) {
             Ok(()) => Ok((socket, true)),
-            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok((socket, false)),
+            Err(error) if under_way(&error) => Ok((socket, false)),
             Err(error) => Err(error),
         }
     }
@@ -138,6 +157,8 @@ impl TcpHost {
             readable: true,
             writable: true,
             far_side_closed: false,
+            write_watched: false,
+            write_blocked: false,
         };
         self.keep(flow, stream)?;
         self.outcomes.push_back((flow, Ok(()), None));
@@ -152,13 +173,24 @@ impl TcpHost {
     fn keep(&mut self, flow: TcpId, stream: Stream) -> io::Result<()> {
         let token = (self.token)(flow.index);
         let fd = stream.socket.as_raw_fd();
-        self.registry.register(&mut SourceFd(&fd), token, Interest::READABLE | Interest::WRITABLE)?;
+        self.registry.register(&mut SourceFd(&fd), token, interest(stream.write_watched))?;
         let index = flow.index as usize;
         if index >= self.streams.len() {
             self.streams.resize_with(index + 1, || None);
         }
         self.streams[index] = Some(stream);
         Ok(())
+    }
+
+    /// Watch for room to write, if a write found none. Call it when a flow was pumped.
+    pub fn arm(&mut self, flow: TcpId) {
+        let token = (self.token)(flow.index);
+        let Some(stream) = self.streams.get_mut(flow.index as usize).and_then(Option::as_mut) else { return };
+        if stream.write_blocked && !stream.write_watched {
+            let fd = stream.socket.as_raw_fd();
+            // Registering again reports what is ready already, so room that came meanwhile is not missed.
+            stream.write_watched = self.registry.reregister(&mut SourceFd(&fd), token, interest(true)).is_ok();
+        }
     }
 
     /// A stream is ready. Gives the flow when it is an open one that should be pumped; a connect's outcome goes
@@ -253,12 +285,14 @@ impl HostStream for Stream {
                 Ok(0) => return Transfer::Blocked,
                 Ok(sent) => {
                     self.writable = sent == data.len();
+                    self.write_blocked |= !self.writable;
                     return Transfer::Moved(sent);
                 }
                 Err(error) => match error.kind() {
                     io::ErrorKind::Interrupted => {}
                     io::ErrorKind::WouldBlock => {
                         self.writable = false;
+                        self.write_blocked = true;
                         return Transfer::Blocked;
                     }
                     _ => return Transfer::Broken,
@@ -294,6 +328,10 @@ impl HostStream for Stream {
         // It fails only when the connection is broken already, which the next read tells.
         let _ = self.socket.shutdown(std::net::Shutdown::Write);
     }
+}
+
+fn interest(writing: bool) -> Interest {
+    if writing { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE }
 }
 
 /// What a sandbox can be told of an error of connect(2).
