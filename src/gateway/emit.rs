@@ -113,17 +113,11 @@ fn udp_frame(
     link: &mut impl Link,
 ) {
     let Ok(length) = u16::try_from(UDP_HEADER + payload.len()) else { return };
-    let mut header = [0u8; UDP_HEADER];
-    header[..2].copy_from_slice(&src_port.to_be_bytes());
-    header[2..4].copy_from_slice(&dst_port.to_be_bytes());
-    header[4..6].copy_from_slice(&length.to_be_bytes());
+    let mut header = udp_header(src_port, dst_port, length);
     let pseudo = pseudo_header_sum(ip.src, ip.dst, ip.protocol, u32::from(length));
     let whole = ip.header_len() + usize::from(length);
     if gso_size == 0 && whole > usize::from(segment.network.mtu) {
-        // RFC 768: a sum that comes out as zero is sent as all ones.
-        let sum = !fold(pseudo + u64::from(sum_of(&header)) + u64::from(sum_of(payload)));
-        header[6..].copy_from_slice(&if sum == 0 { 0xffff } else { sum }.to_be_bytes());
-        return send(segment, peer, &ip, [&header, payload], Offload::default(), link);
+        return udp_checksummed(segment, peer, &ip, src_port, dst_port, payload, link);
     }
     header[6..].copy_from_slice(&fold(pseudo).to_be_bytes());
     let csum_start = (ETHERNET_HEADER + ip.header_len()) as u16; // 34 or 54
@@ -137,6 +131,32 @@ fn udp_frame(
         hdr_len: if gso_size == 0 { 0 } else { csum_start + UDP_HEADER as u16 },
     };
     send(segment, peer, &ip, [&header, payload], offload, link);
+}
+
+/// Send a UDP datagram with its checksum computed here, in fragments where it is larger than the MTU. For those
+/// who read frames from a packet socket, DHCP clients, and take a partial checksum for a wrong one.
+pub fn udp_checksummed(
+    segment: &mut Segment,
+    peer: Peer,
+    ip: &Ip,
+    src_port: u16,
+    dst_port: u16,
+    payload: &[u8],
+    link: &mut impl Link,
+) {
+    let Ok(length) = u16::try_from(UDP_HEADER + payload.len()) else { return };
+    let mut header = udp_header(src_port, dst_port, length);
+    let pseudo = pseudo_header_sum(ip.src, ip.dst, ip.protocol, u32::from(length));
+    // RFC 768: a sum that comes out as zero is sent as all ones.
+    let sum = !fold(pseudo + u64::from(sum_of(&header)) + u64::from(sum_of(payload)));
+    header[6..].copy_from_slice(&if sum == 0 { 0xffff } else { sum }.to_be_bytes());
+    send(segment, peer, ip, [&header, payload], Offload::default(), link);
+}
+
+/// A UDP header with checksum 0.
+fn udp_header(src_port: u16, dst_port: u16, length: u16) -> [u8; UDP_HEADER] {
+    let ([a, b], [c, d], [e, f]) = (src_port.to_be_bytes(), dst_port.to_be_bytes(), length.to_be_bytes());
+    [a, b, c, d, e, f, 0, 0]
 }
 
 /// Send an ICMP or ICMPv6 message: its first eight bytes (the checksum field is filled in here) and its body.

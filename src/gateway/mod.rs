@@ -56,6 +56,8 @@ pub struct Segment {
     pub icmp_limit: icmp::RateLimit,
     /// Identifications for fragmented datagrams.
     pub identifications: emit::Identifications,
+    /// Addresses given by DHCP.
+    pub leases: dhcp::Leases,
 }
 
 impl Segment {
@@ -68,6 +70,7 @@ impl Segment {
             counters: Counters::default(),
             icmp_limit: icmp::RateLimit::new(now),
             identifications: emit::Identifications::new(),
+            leases: dhcp::Leases::default(),
         }
     }
 
@@ -120,6 +123,7 @@ impl Gateway {
     /// The endpoint at this port has gone: its flows end, their host sockets are closed with a reset.
     pub fn remove_port(&mut self, port: PortId, host: &mut impl Host) {
         self.segment.ports.remove(&port);
+        self.segment.leases.remove_port(port);
         self.tcp.remove_port(port, host);
         self.udp.remove_port(port, host);
         self.echo.remove_port(port, host);
