@@ -100,6 +100,7 @@ pub struct Gateway {
     udp: udp::UdpTable,
     echo: echo::EchoTable,
     reassembly: reassembly::Reassembler,
+    advertiser: ndp::Advertiser,
 }
 
 impl Gateway {
@@ -110,14 +111,19 @@ impl Gateway {
             udp: udp::UdpTable::new(network.udp_timeout),
             echo: echo::EchoTable::new(network.udp_timeout),
             reassembly: reassembly::Reassembler::new(),
+            advertiser: ndp::Advertiser::new(now),
             segment: Segment::new(now, network, host),
         }
     }
 
-    /// An endpoint joins at a port. With IPv6 it is sent a router advertisement at once, so that a client that
-    /// configures itself need not ask.
+    /// An endpoint joins at a port. With IPv6 it is sent a router advertisement at the next
+    /// [`handle_timeout`](Self::handle_timeout), which is due at once, so that a client that configures itself
+    /// need not ask.
     pub fn add_port(&mut self, port: PortId, endpoint: Endpoint) {
         self.segment.ports.insert(port, endpoint);
+        if self.segment.network.v6.is_some() {
+            self.advertiser.add_port(port);
+        }
     }
 
     /// The endpoint at this port has gone: its flows end, their host sockets are closed with a reset.
@@ -128,6 +134,7 @@ impl Gateway {
         self.udp.remove_port(port, host);
         self.echo.remove_port(port, host);
         self.reassembly.remove_port(port);
+        self.advertiser.remove_port(port);
     }
 
     /// The host's addresses or resolvers changed: new flows use them.
@@ -344,17 +351,24 @@ impl Gateway {
 
     /// When to call [`handle_timeout`](Self::handle_timeout) if nothing else happens before.
     pub fn next_timeout(&mut self) -> Option<Instant> {
-        [self.tcp.next_timeout(), self.udp.next_timeout(), self.echo.next_timeout(), self.reassembly.next_timeout()]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.tcp.next_timeout(),
+            self.udp.next_timeout(),
+            self.echo.next_timeout(),
+            self.reassembly.next_timeout(),
+            self.advertiser.next_timeout(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
-    /// Time has passed: retransmissions, expiry of flows and of unfinished datagrams.
+    /// Time has passed: retransmissions, expiry of flows and of unfinished datagrams, router advertisements.
     pub fn handle_timeout(&mut self, now: Instant, host: &mut impl Host, link: &mut impl Link) {
         self.tcp.handle_timeout(now);
         self.udp.handle_timeout(now, host);
         self.echo.handle_timeout(now, host);
         self.reassembly.handle_timeout(now, &mut self.segment, link);
+        self.advertiser.handle_timeout(now, &mut self.segment, link);
     }
 }
