@@ -19,6 +19,8 @@
 //! sends can end or stall the gateway.
 
 pub mod arp;
+#[cfg(test)]
+mod bad_input;
 pub mod counters;
 pub mod dhcp;
 pub mod echo;

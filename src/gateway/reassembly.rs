@@ -458,7 +458,7 @@ mod tests {
     #[test]
     fn the_largest_datagram_is_made_whole_in_reverse_order_too() {
         for v6 in [false, true] {
-            let payload: Vec<u8> = (0..65_515usize).map(|i| (i * 31 >> 3) as u8).collect();
+            let payload: Vec<u8> = (0..65_515usize).map(|i| ((i * 31) >> 3) as u8).collect();
             for mtu in [1280, 1500, 9000] {
                 let mut bench = Bench::new();
                 let mut pieces = cut(v6, mtu, &payload);
