@@ -274,7 +274,7 @@ impl Batch {
         for (meta, header) in self.metas.iter_mut().zip(&headers[..count]) {
             *meta = Meta {
                 len: (header.msg_len as usize).min(MESSAGE_BYTES),
-                control_len: (header.msg_hdr.msg_controllen as usize).min(CONTROL_BYTES),
+                control_len: header.msg_hdr.msg_controllen.min(CONTROL_BYTES),
             };
         }
         Ok(count)
@@ -363,7 +363,7 @@ pub fn receive_error<'a>(socket: BorrowedFd<'_>, buffer: &'a mut [u8]) -> io::Re
         return Err(io::Error::last_os_error());
     }
     let payload_len = (len as usize).min(buffer.len());
-    let control_len = (header.msg_controllen as usize).min(CONTROL_BYTES);
+    let control_len = header.msg_controllen.min(CONTROL_BYTES);
     let Some(to) = name.decode() else { return Ok(None) };
     for (level, kind, data) in controls(&control.0[..control_len]) {
         if !matches!((level, kind), (libc::SOL_IP, libc::IP_RECVERR) | (libc::SOL_IPV6, libc::IPV6_RECVERR)) {
