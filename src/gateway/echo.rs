@@ -230,3 +230,97 @@ fn echo_header(kind: u8, identifier: u16, sequence: u16) -> [u8; HEADER] {
     let ([i0, i1], [s0, s1]) = (identifier.to_be_bytes(), sequence.to_be_bytes());
     [kind, 0, 0, 0, i0, i1, s0, s1]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::emit::testing::PEER;
+    use crate::gateway::link::Offload;
+    use crate::gateway::testing::{HOST_V4, Test, echo_frame};
+
+    const A: &str = "10.0.2.100";
+    const A6: &str = "fd00::100";
+
+    fn ping(test: &mut Test, from: &str, to: &str, identifier: u16, sequence: u16) {
+        test.frame(Offload::default(), &echo_frame(from, to, 8, identifier, sequence, b"data"));
+    }
+
+    #[test]
+    fn replies_carry_the_sandboxs_identifier() {
+        for (from, to, reply, at) in [(A, "192.0.2.1", 0, 34), (A6, "2001:db8::1", 129, 54)] {
+            let mut test = Test::new();
+            ping(&mut test, from, to, 0xabcd, 258);
+            let sent = test.host.echo[0].clone();
+            assert_eq!((sent.to, sent.sequence, sent.hop_limit), (to.parse().unwrap(), 258, 7));
+            assert_eq!(sent.payload, b"data");
+            test.gateway.handle_echo_reply(test.now, sent.flow, 258, b"data", 55, &mut test.link);
+            let frame = test.link.one();
+            assert_eq!((frame[at], &frame[at + 4..]), (reply, &b"\xab\xcd\x01\x02data"[..]));
+            let hop_limit = if from == A { frame[22] } else { frame[21] };
+            assert_eq!(hop_limit, 54, "the gateway is a hop on the way back too");
+        }
+    }
+
+    #[test]
+    fn each_identifier_and_destination_is_a_flow_and_ends_after_a_minute() {
+        let mut test = Test::new();
+        ping(&mut test, A, "192.0.2.1", 1, 1);
+        ping(&mut test, A, "192.0.2.1", 2, 1);
+        ping(&mut test, A, "192.0.2.2", 1, 1);
+        ping(&mut test, A, "192.0.2.1", 1, 2);
+        assert_eq!(test.gateway.flows().2, 3);
+        assert_eq!(test.host.echo[0].flow, test.host.echo[3].flow);
+        test.pass(Duration::from_secs(59));
+        assert_eq!(test.gateway.flows().2, 3);
+        test.pass(Duration::from_secs(1));
+        assert_eq!((test.gateway.flows().2, test.host.echo_closed.len()), (0, 3));
+    }
+
+    #[test]
+    fn errors_quote_the_sandboxs_own_request() {
+        for (offender, seen_from) in [("203.0.113.1", "203.0.113.1"), (HOST_V4, "10.0.2.2")] {
+            let mut test = Test::new();
+            ping(&mut test, A, "192.0.2.1", 0xabcd, 3);
+            let flow = test.host.echo[0].flow;
+            let (error, offender) = (IcmpError::HopLimitExceeded, offender.parse().ok());
+            test.gateway.handle_echo_error(test.now, flow, 3, error, offender, b"data", &mut test.link);
+            let (from, kind, code, _, quoted) = test.error();
+            assert_eq!((from, kind, code), (seen_from.parse().unwrap(), 11, 0));
+            let original = echo_frame(A, "192.0.2.1", 8, 0xabcd, 3, b"data");
+            assert_eq!(quoted[12..], original[26..], "addresses, echo header with its checksum, data");
+        }
+    }
+
+    #[test]
+    fn where_ping_is_closed_the_sandbox_is_told() {
+        let mut test = Test::new();
+        test.host.fail = [HostError::Unsupported].into();
+        ping(&mut test, A, "192.0.2.1", 1, 1);
+        let (_, kind, code, ..) = test.error();
+        assert_eq!((kind, code, test.dropped(DropReason::PingClosed), test.gateway.flows().2), (3, 13, 1, 0));
+    }
+
+    #[test]
+    fn the_policy_holds_for_pings_and_spent_hops_are_told() {
+        let mut test = Test::new();
+        ping(&mut test, A, "169.254.169.254", 1, 1);
+        assert_eq!(test.error().2, 13);
+        ping(&mut test, A6, "::1", 1, 1);
+        assert_eq!(test.error().2, 1);
+        assert_eq!((test.dropped(DropReason::Refused), test.host.echo.len()), (2, 0));
+        test.frame(Offload::default(), &echo_frame(A, "192.0.2.1", 1, 1, 1, b""));
+        assert_eq!((test.error().1, test.dropped(DropReason::HopLimit)), (11, 1));
+    }
+
+    #[test]
+    fn pings_are_bounded_and_a_sandbox_that_leaves_takes_them_along() {
+        let mut test = Test::new();
+        for identifier in 0..=MOST_FLOWS as u16 {
+            ping(&mut test, A, "192.0.2.1", identifier, 1);
+        }
+        assert_eq!((test.gateway.flows().2, test.host.echo_closed.len()), (MOST_FLOWS, 1));
+        assert_eq!(test.host.echo_closed[0], test.host.echo[0].flow);
+        test.gateway.remove_port(PEER.port, &mut test.host);
+        assert_eq!((test.gateway.flows().2, test.host.echo_closed.len()), (0, MOST_FLOWS + 1));
+    }
+}

@@ -34,6 +34,8 @@ mod peers;
 mod quote;
 pub mod reassembly;
 pub mod tcp;
+#[cfg(test)]
+mod testing;
 pub mod udp;
 
 use std::collections::HashMap;
