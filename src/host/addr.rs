@@ -116,4 +116,14 @@ mod tests {
         let error = open("198.51.100.1".parse().unwrap(), false, Some(&outbound)).unwrap_err();
         assert_eq!(host_error(&error), HostError::NetUnreachable);
     }
+
+    #[test]
+    fn sockets_are_bound_to_the_interface_that_was_asked_for() {
+        let outbound = |name: &str| Outbound { interface: Some(name.to_owned()), ..Outbound::default() };
+        let to = "192.0.2.1".parse().unwrap();
+        let bound = open(to, false, Some(&outbound("lo"))).unwrap();
+        assert_eq!(bound.device().unwrap().as_deref(), Some(&b"lo"[..]));
+        let error = open(to, false, Some(&outbound("no-such-if"))).unwrap_err();
+        assert_eq!(host_error(&error), HostError::NetUnreachable);
+    }
 }
