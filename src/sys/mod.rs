@@ -7,6 +7,7 @@ pub mod caps;
 pub mod dgram;
 pub mod io;
 pub mod random;
+pub mod netlink;
 pub mod scm;
 pub mod sockopt;
 pub mod spawn;
