@@ -1,5 +1,7 @@
 //! The attach protocol, the state directory, and the control thread of a gateway.
+pub mod api;
 pub mod client;
+pub mod gateway;
 pub mod messages;
 pub mod state;
 pub mod wire;

@@ -24,6 +24,13 @@ pub enum WireError {
     TooLarge(usize),
 }
 
+impl WireError {
+    /// A non-blocking socket had nothing to say, or no room.
+    pub fn is_would_block(&self) -> bool {
+        matches!(self, WireError::Connection(error) if error.is_would_block())
+    }
+}
+
 /// Send a message.
 pub fn send<T: Serialize>(socket: impl AsFd, message: &T, fds: &[BorrowedFd<'_>]) -> Result<(), WireError> {
     let text = serde_json::to_vec(message)?;

@@ -188,14 +188,8 @@ mod tests {
     #[test]
     fn metadata_services_are_refused_unless_allowed() {
         let mut net = network();
-        let services = [
-            "169.254.169.254",
-            "169.254.170.2",
-            "100.100.100.200",
-            "168.63.129.16",
-            "fd00:ec2::254",
-            "fd20:ce::254",
-        ];
+        let services =
+            ["169.254.169.254", "169.254.170.2", "100.100.100.200", "168.63.129.16", "fd00:ec2::254", "fd20:ce::254"];
         for to in services {
             assert_eq!(verdict(&net, to), Err(Refusal::Metadata), "{to}");
         }

@@ -16,3 +16,4 @@ pub mod tcp_slot;
 pub mod testing;
 pub mod tun;
 pub mod vnet;
+pub mod watch;

@@ -49,3 +49,17 @@ pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: the kernel has just given us this descriptor (close-on-exec).
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+
+/// Take over a descriptor that this program was started with, by its number; it is close-on-exec from now on.
+/// Call it once for each number, before anything else is opened that could have it.
+pub fn inherited(number: i32) -> io::Result<OwnedFd> {
+    if number < 3 {
+        return Err(io::Error::other("it is one of the standard descriptors"));
+    }
+    // SAFETY: fcntl touches no memory of ours, and says EBADF when nothing is open under this number.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open, and by this function's contract nothing else in the program owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}

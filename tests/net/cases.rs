@@ -48,7 +48,10 @@ fn tcp_reaches_the_hosts_loopback_when_allowed() -> Result<(), Fault> {
 fn tcp_reaches_the_hosts_loopback_over_ipv6() -> Result<(), Fault> {
     if !host_has_ipv6() {
         let said = probe(OPEN, &["connect", "[fd00::2]:9"])?;
-        return holds(format!("without IPv6 on the host it is unreachable at once: {said}"), said.contains("unreachable"));
+        return holds(
+            format!("without IPv6 on the host it is unreachable at once: {said}"),
+            said.contains("unreachable"),
+        );
     }
     let server = tcp_server("[::1]:0", echo);
     let said = probe(OPEN, &["tcp-echo", &seen_from_inside(server), "3000000"])?;
@@ -163,8 +166,7 @@ fn udp_keeps_its_source_for_every_destination() -> Result<(), Fault> {
 }
 
 fn udp_to_a_closed_port_is_told() -> Result<(), Fault> {
-    let closed: SocketAddr =
-        UdpSocket::bind("127.0.0.1:0").and_then(|s| s.local_addr()).map_err(|e| e.to_string())?;
+    let closed: SocketAddr = UdpSocket::bind("127.0.0.1:0").and_then(|s| s.local_addr()).map_err(|e| e.to_string())?;
     let said = probe(OPEN, &["udp-error", &seen_from_inside(closed)])?;
     same("port unreachable", said.as_str(), "ConnectionRefused")
 }
@@ -172,7 +174,8 @@ fn udp_to_a_closed_port_is_told() -> Result<(), Fault> {
 fn exit_status_is_the_commands() -> Result<(), Fault> {
     for (script, status) in [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 128 + 15), ("kill -KILL $$", 128 + 9)] {
         for mode in ["private", "none", "host"] {
-            let out = command(&["run", "-q", "--net", mode, "--", "sh", "-c", script]).output().map_err(|e| e.to_string())?;
+            let out =
+                command(&["run", "-q", "--net", mode, "--", "sh", "-c", script]).output().map_err(|e| e.to_string())?;
             same(&format!("{script} in {mode}: {}", text(&out.stderr)), out.status.code(), Some(status))?;
         }
     }
@@ -185,9 +188,8 @@ fn exit_status_is_the_commands() -> Result<(), Fault> {
 
 fn signals_go_through() -> Result<(), Fault> {
     let script = "trap 'echo told; exit 3' TERM; echo ready; while :; do sleep 0.05; done";
-    let mut child = Running(
-        command(&["run", "--", "sh", "-c", script]).stdout(Stdio::piped()).spawn().map_err(|e| e.to_string())?,
-    );
+    let mut child =
+        Running(command(&["run", "--", "sh", "-c", script]).stdout(Stdio::piped()).spawn().map_err(|e| e.to_string())?);
     let mut out = child.0.stdout.take().expect("it is piped");
     let mut ready = [0; 6];
     out.read_exact(&mut ready).map_err(|e| e.to_string())?;
@@ -210,7 +212,9 @@ fn killing_tapline_ends_the_command() -> Result<(), Fault> {
         let path = path.with_extension(pid_mode);
         let file = std::fs::File::create(&path).map_err(|e| e.to_string())?;
         let script = match pid_mode {
-            "private" => format!("exec 9>{0}; flock 9; sleep 1000 & echo ready; setsid sleep 1000; wait", path.display()),
+            "private" => {
+                format!("exec 9>{0}; flock 9; sleep 1000 & echo ready; setsid sleep 1000; wait", path.display())
+            }
             _ => format!("exec 9>{0}; flock 9; echo ready; exec sleep 1000", path.display()),
         };
         let mut child = Running(
@@ -242,7 +246,10 @@ fn names_of_the_gateway_resolve() -> Result<(), Fault> {
 fn hostname_and_files_of_names() -> Result<(), Fault> {
     let options = ["--hostname", "box", "--dns-search", "example.test", "--add-host", "db:10.9.8.7"];
     let resolv = probe(&options, &["print", "/etc/resolv.conf"])?;
-    holds(format!("resolv.conf: {resolv}"), resolv.contains("nameserver 10.0.2.3") && resolv.contains("search example.test"))?;
+    holds(
+        format!("resolv.conf: {resolv}"),
+        resolv.contains("nameserver 10.0.2.3") && resolv.contains("search example.test"),
+    )?;
     same("hostname", probe(&options, &["print", "/proc/sys/kernel/hostname"])?.as_str(), "box")?;
     same("/etc/hostname", probe(&options, &["print", "/etc/hostname"])?.as_str(), "box")?;
     same("--add-host", probe(&options, &["resolve", "db"])?.as_str(), "10.9.8.7")

@@ -32,7 +32,9 @@ fn probe(words: &[&str]) -> Result<String, String> {
         ["udp-source", to, second] => udp_source(to, second),
         ["udp-error", to] => udp_error(to),
         ["resolve", name] => resolve(name),
-        ["print", path] => std::fs::read_to_string(path).map(|t| t.trim_end().to_owned()).map_err(|e| format!("{path}: {e}")),
+        ["print", path] => {
+            std::fs::read_to_string(path).map(|t| t.trim_end().to_owned()).map_err(|e| format!("{path}: {e}"))
+        }
         ["sleep", seconds] => {
             std::thread::sleep(Duration::from_secs(number(seconds)? as u64));
             Ok("slept".into())
@@ -139,7 +141,11 @@ fn udp_echo(to: &str, bytes: usize) -> Result<String, String> {
             if from != to {
                 return Err(format!("the answer came from {from}"));
             }
-            return Ok(if buffer[..n] == out[..] { format!("{n} bytes came back") } else { format!("{n} other bytes") });
+            return Ok(if buffer[..n] == out[..] {
+                format!("{n} bytes came back")
+            } else {
+                format!("{n} other bytes")
+            });
         }
     }
     Err("no answer".into())
