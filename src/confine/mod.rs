@@ -89,3 +89,38 @@ fn limits() -> StageResult {
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(|e| ("raise RLIMIT_NOFILE", e.into()))?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|e| ("RLIMIT_CORE", e.into()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn a_confined_process_has_given_up_what_the_stages_say() {
+        const INSIDE: &str = "TAPLINE_TEST_CONFINED";
+        const ME: &str = "confine::tests::a_confined_process_has_given_up_what_the_stages_say";
+        if std::env::var_os(INSIDE).is_none() {
+            // Once confined a process stays so: another one has to be.
+            let output = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", ME, "--nocapture"])
+                .env(INSIDE, "1")
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+            return;
+        }
+        gateway().unwrap();
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let field = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap().trim();
+        assert_eq!(field("CapEff:"), "0000000000000000");
+        assert_eq!(field("CapPrm:"), "0000000000000000");
+        assert_eq!(field("NoNewPrivs:"), "1");
+        assert_eq!(field("Umask:"), "0077");
+        assert!(!prctl::get_dumpable().unwrap());
+        assert_eq!(std::env::current_dir().unwrap().to_str(), Some("/"));
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        assert_eq!(soft, hard);
+        assert_eq!(getrlimit(Resource::RLIMIT_CORE).unwrap(), (0, 0));
+    }
+}

@@ -1,1 +1,302 @@
+//! The control thread between a supervisor and a worker that the tests play themselves.
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc as sync_mpsc;
+use std::thread::JoinHandle;
 
+use super::*;
+use crate::datapath::commands::{CommandReceiver, Snapshot};
+use crate::gateway::link::{Asker, Peer, PortId};
+use crate::plan::{Endpoint, HostView, MacAddr, Outbound};
+use crate::sys::scm;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn info() -> SandboxInfo {
+    let network = Network {
+        v4: None,
+        v6: None,
+        mtu: 1500,
+        gateway_mac: MacAddr([2, 0, 0, 0, 0, 1]),
+        host_loopback_allowed: false,
+        metadata_allowed: false,
+        broadcast_to_host: false,
+        dns_enabled: true,
+        dns_search: Vec::new(),
+        dns_servers: Vec::new(),
+        local_names: Vec::new(),
+        outbound: Outbound::default(),
+        udp_timeout: Duration::from_secs(120),
+    };
+    let endpoint = Endpoint {
+        id: "0123456789ab".into(),
+        name: "web".into(),
+        ifname: "tap0".into(),
+        mac: MacAddr([2, 0, 0, 0, 0, 2]),
+        v4: None,
+        v6: None,
+    };
+    SandboxInfo { endpoint, network, host: HostView::default() }
+}
+
+fn attach(api: bool) -> ToGateway {
+    let SandboxInfo { endpoint, network, host } = info();
+    ToGateway::Attach { network, endpoint, link: LinkKind::Tap, host, api }
+}
+
+/// A descriptor that is no link at all.
+fn file() -> OwnedFd {
+    File::open("/dev/null").unwrap().into()
+}
+
+/// A gateway's control thread, with the supervisor's and the worker's ends in the test's hands.
+struct Bench {
+    supervisor: Option<OwnedFd>,
+    events: mpsc::Sender<Event>,
+    commands: CommandReceiver,
+    control: JoinHandle<Result<(), GatewayError>>,
+    _poll: mio::Poll,
+}
+
+impl Bench {
+    /// Start one; its link is not looked at.
+    fn start(api: Option<UnixListener>) -> Bench {
+        let (supervisor, theirs) = scm::socketpair().unwrap();
+        let (events, events_out) = mpsc::channel(16);
+        let poll = mio::Poll::new().unwrap();
+        let (sender, commands) = CommandSender::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap());
+        let request = Request { info: info(), kind: LinkKind::Tap, link: file(), api };
+        let control = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(control(theirs, request, sender, events_out))
+        });
+        Bench { supervisor: Some(supervisor), events, commands, control, _poll: poll }
+    }
+
+    /// The same, attached already.
+    fn attached(api: Option<UnixListener>) -> Bench {
+        let bench = Bench::start(api);
+        match bench.command() {
+            Command::AttachPort { endpoint, reply, .. } => {
+                assert_eq!(endpoint.id, "0123456789ab");
+                reply.send(Ok(())).unwrap();
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(bench.said(), Some(FromGateway::Attached)));
+        bench
+    }
+
+    fn command(&self) -> Command {
+        self.commands.recv_timeout(PATIENCE).unwrap()
+    }
+
+    fn said(&self) -> Option<FromGateway> {
+        wire::recv(self.supervisor.as_ref().unwrap()).unwrap().map(|(message, _)| message)
+    }
+
+    fn send(&self, message: &ToGateway) {
+        wire::send(self.supervisor.as_ref().unwrap(), message, &[]).unwrap();
+    }
+
+    /// The sandbox ends.
+    fn end(mut self) {
+        self.supervisor = None;
+        match self.command() {
+            Command::DetachPort { id, reply } => {
+                assert_eq!(id, "0123456789ab");
+                reply.send(()).unwrap();
+            }
+            other => panic!("{other:?}"),
+        }
+        self.control.join().unwrap().unwrap();
+    }
+}
+
+fn asker() -> Asker {
+    let peer = Peer { port: PortId(1), mac: MacAddr([2, 0, 0, 0, 0, 2]) };
+    Asker { peer, from: SocketAddr::from(([10, 0, 2, 100], 4444)), to: IpAddr::from([10, 0, 2, 3]) }
+}
+
+#[test]
+fn a_closed_connection_ends_the_sandbox_and_then_the_gateway() {
+    Bench::attached(None).end();
+}
+
+#[test]
+fn a_worker_that_cannot_serve_is_a_refusal() {
+    let bench = Bench::start(None);
+    match bench.command() {
+        Command::AttachPort { reply, .. } => reply.send(Err("no such device".into())).unwrap(),
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(bench.said(), Some(FromGateway::Refused { reason }) if reason == "no such device"));
+    assert!(bench.said().is_none());
+    bench.control.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_worker_that_ends_ends_the_gateway() {
+    let bench = Bench::attached(None);
+    drop((bench.events, bench.commands));
+    assert!(matches!(bench.control.join().unwrap(), Err(GatewayError::Worker(_))));
+}
+
+#[test]
+fn a_query_is_answered_through_the_worker() {
+    let bench = Bench::attached(None);
+    let message = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x09localhost\x00\x00\x01\x00\x01".to_vec();
+    bench.events.blocking_send(Event::DnsQuery { asker: asker(), message }).unwrap();
+    match bench.command() {
+        Command::DnsAnswer { asker: to, message } => {
+            assert_eq!(to, asker());
+            assert_eq!(message[..4], [0x12, 0x34, 0x85, 0x80]);
+            assert!(message.ends_with(&[127, 0, 0, 1]));
+        }
+        other => panic!("{other:?}"),
+    }
+    bench.end();
+}
+
+#[test]
+fn a_stream_of_queries_is_served() {
+    let bench = Bench::attached(None);
+    let (mut ours, stream) = UnixStream::pair().unwrap();
+    ours.set_read_timeout(Some(PATIENCE)).unwrap();
+    bench.events.blocking_send(Event::DnsStream { asker: asker(), stream }).unwrap();
+    ours.write_all(b"\x00\x1b\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x09localhost\x00\x00\x01\x00\x01")
+        .unwrap();
+    let mut head = [0; 4];
+    ours.read_exact(&mut head).unwrap();
+    assert_eq!(head[2..], [0x12, 0x34]);
+    bench.end();
+}
+
+#[test]
+fn what_changes_on_the_host_reaches_the_worker() {
+    let bench = Bench::attached(None);
+    let host = HostView { v4: Some([192, 0, 2, 1].into()), ..HostView::default() };
+    bench.send(&ToGateway::HostChanged { host: host.clone() });
+    assert!(matches!(bench.command(), Command::HostChanged(changed) if changed == host));
+    bench.end();
+}
+
+#[test]
+fn notices_reach_the_supervisor() {
+    let bench = Bench::attached(None);
+    bench.events.blocking_send(Event::Notice("ping sockets are closed".into())).unwrap();
+    assert!(matches!(bench.said(), Some(FromGateway::Notice { text }) if text == "ping sockets are closed"));
+    bench.end();
+}
+
+#[test]
+fn a_link_that_fails_ends_the_gateway_with_the_reason() {
+    let bench = Bench::attached(None);
+    let event = Event::PortClosed { id: "0123456789ab".into(), reason: "tap0 was deleted".into() };
+    bench.events.blocking_send(event).unwrap();
+    assert!(matches!(bench.said(), Some(FromGateway::Notice { text }) if text == "tap0 was deleted"));
+    assert!(matches!(bench.command(), Command::DetachPort { .. }));
+    bench.control.join().unwrap().unwrap();
+}
+
+#[test]
+fn nonsense_and_a_second_attach_change_nothing() {
+    let bench = Bench::attached(None);
+    scm::send(bench.supervisor.as_ref().unwrap(), b"not json", &[]).unwrap();
+    bench.send(&attach(false));
+    assert!(matches!(bench.said(), Some(FromGateway::Refused { .. })));
+    bench.end();
+}
+
+/// The response to a request on a fresh connection: its status line and its body.
+fn http(path: &std::path::Path, request: &str) -> (String, serde_json::Value) {
+    let mut stream = UnixStream::connect(path).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "{request} HTTP/1.1\r\nHost: tapline\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head.lines().next().unwrap().to_owned(), serde_json::from_str(body).unwrap())
+}
+
+/// A listening socket with a path that goes away with the test.
+fn api_socket(name: &str) -> (std::path::PathBuf, UnixListener) {
+    let path = std::env::temp_dir().join(format!("tapline-api-{}-{name}", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).unwrap();
+    (path, listener)
+}
+
+#[test]
+fn the_api_shows_the_sandbox_and_its_counters() {
+    let (path, listener) = api_socket("shows");
+    let bench = Bench::attached(Some(listener));
+    let (status, body) = http(&path, "GET /v1/sandbox");
+    assert_eq!(status, "HTTP/1.1 200 OK");
+    assert_eq!(serde_json::from_value::<SandboxInfo>(body).unwrap(), info());
+
+    let asked = std::thread::spawn({
+        let path = path.clone();
+        move || http(&path, "GET /v1/counters")
+    });
+    match bench.command() {
+        Command::Snapshot { reply } => reply.send(Snapshot { frames_in: 7, ..Snapshot::default() }).unwrap(),
+        other => panic!("{other:?}"),
+    }
+    let (status, body) = asked.join().unwrap();
+    assert_eq!(status, "HTTP/1.1 200 OK");
+    assert_eq!((&body["frames_in"], &body["dns"]["queries"]), (&7.into(), &0.into()));
+
+    let (status, body) = http(&path, "GET /v1/elsewhere");
+    assert_eq!((status.as_str(), &body["code"]), ("HTTP/1.1 404 Not Found", &"not_found".into()));
+    let (status, body) = http(&path, "DELETE /v1/sandbox");
+    assert_eq!((status.as_str(), &body["code"]), ("HTTP/1.1 405 Method Not Allowed", &"method_not_allowed".into()));
+    bench.end();
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn descriptors_are_taken_for_what_they_are() {
+    let refusal = |message, fds| Request::check(message, fds).err().unwrap();
+    assert!(refusal(attach(false), vec![]).contains("0 descriptors"));
+    assert!(refusal(attach(true), vec![file()]).contains("2 were expected"));
+    assert!(refusal(attach(false), vec![file()]).contains("not a TAP device"));
+    let (_, datagram) = nix::sys::socket::socketpair(
+        nix::sys::socket::AddressFamily::Unix,
+        nix::sys::socket::SockType::Datagram,
+        None,
+        nix::sys::socket::SockFlag::empty(),
+    )
+    .unwrap();
+    assert!(check_link(LinkKind::Packet, &datagram).is_err());
+    assert!(check_attach(&datagram).is_err());
+    assert!(check_api(&datagram).is_err());
+    let (_, unlistened) = UnixStream::pair().unwrap();
+    assert!(check_api(&unlistened.into()).is_err());
+    let host = HostView::default();
+    assert!(refusal(ToGateway::HostChanged { host }, vec![]).contains("first message"));
+}
+
+#[test]
+fn a_supervisor_that_goes_before_it_attaches_leaves_nothing() {
+    let (supervisor, theirs) = scm::socketpair().unwrap();
+    drop(supervisor);
+    let (started, was_started) = sync_mpsc::channel();
+    serve(theirs, |_| {
+        started.send(()).unwrap();
+        Err(io::ErrorKind::Other.into())
+    })
+    .unwrap();
+    assert!(was_started.try_recv().is_err());
+}
+
+#[test]
+fn a_wrong_link_is_refused_before_a_worker_is_started() {
+    let (supervisor, theirs) = scm::socketpair().unwrap();
+    wire::send(&supervisor, &attach(false), &[file().as_fd()]).unwrap();
+    serve(theirs, |_| panic!("started")).unwrap();
+    let (said, _) = wire::recv::<FromGateway>(&supervisor).unwrap().unwrap();
+    assert!(matches!(said, FromGateway::Refused { reason } if reason.contains("TAP")));
+}
