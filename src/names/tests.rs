@@ -348,7 +348,7 @@ async fn a_stream_carries_many_queries_and_long_answers() {
     // All at once, the lengths and messages torn apart anywhere.
     let mut bytes = Vec::new();
     for id in 0..100u16 {
-        let message = query(id, if id % 2 == 0 { "a.example." } else { "localhost." }, None);
+        let message = query(id, if id.is_multiple_of(2) { "a.example." } else { "localhost." }, None);
         bytes.extend_from_slice(&u16::try_from(message.len()).unwrap().to_be_bytes());
         bytes.extend_from_slice(&message);
     }
@@ -363,7 +363,7 @@ async fn a_stream_carries_many_queries_and_long_answers() {
         let mut ids = HashSet::new();
         while let Some(answer) = read_message(&mut reader).await.unwrap() {
             let message = Message::from_vec(&answer).unwrap();
-            let expected = if message.metadata.id % 2 == 0 { 1500 } else { 1 };
+            let expected = if message.metadata.id.is_multiple_of(2) { 1500 } else { 1 };
             assert_eq!(message.answers.len(), expected);
             ids.insert(message.metadata.id);
         }
