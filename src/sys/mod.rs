@@ -17,3 +17,6 @@ pub mod testing;
 pub mod tun;
 pub mod vnet;
 pub mod watch;
+//! Raw kernel interfaces; all `unsafe` is here.
+pub mod ns;
+pub mod proc;

@@ -1,0 +1,222 @@
+//! Processes: forking, descriptors that a fork must not keep, pidfds, the last steps before an exec.
+//!
+//! A forked child that does not exec is a copy of everything its parent had open. Two kinds are told apart by
+//! their close-on-exec flag: what this program opened has it (the standard library and every wrapper in this crate
+//! set it), what the person's shell handed down has not, and belongs to CMD. So "ours" can be closed in a child
+//! without touching what CMD is to inherit, and the inherited ones can be closed in the processes that only wait,
+//! so that a pipe's far end sees its end of file when CMD is done with it.
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::unistd::{ForkResult, Pid};
+
+/// On which side of a fork this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forked {
+    /// In the parent, with the child's PID, which is to be waited for.
+    Parent(Pid),
+    /// In the child.
+    Child,
+}
+
+/// fork(2), in a process that has one thread.
+///
+/// # Errors
+/// The kernel's, or `Unsupported` when there are other threads: their locks would stay taken in the child for ever.
+pub fn fork() -> io::Result<Forked> {
+    if threads().is_some_and(|n| n > 1) {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "fork in a process with several threads"));
+    }
+    // SAFETY: this is the only thread (checked above as far as /proc tells, and nothing in the supervisor starts
+    // one), so no lock can be held by a thread that does not exist in the child.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(Forked::Parent(child)),
+        ForkResult::Child => Ok(Forked::Child),
+    }
+}
+
+/// Number of threads of this process; `None` where /proc cannot be read.
+fn threads() -> Option<u64> {
+    // The link count of a directory is two and one for each directory in it (proc(5), /proc/pid/task).
+    fs::metadata("/proc/self/task").ok().map(|meta| meta.nlink().saturating_sub(2))
+}
+
+/// End this process now, without running destructors or exit handlers: what a forked copy must do, whose
+/// destructors belong to its parent.
+pub fn exit_now(status: i32) -> ! {
+    // SAFETY: _exit(2) has no preconditions and does not return.
+    unsafe { libc::_exit(status) }
+}
+
+/// A descriptor for a process (pidfd_open(2)); readable when it has ended.
+pub fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes two integers and returns a new descriptor, which nobody else owns.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })?;
+    // SAFETY: the call succeeded; the descriptor is new and ours. It fits an int, as descriptors do.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Send a signal to the process behind a pidfd (pidfd_send_signal(2)); `None` only looks whether it could be sent.
+pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: Option<Signal>) -> io::Result<()> {
+    let number = signal.map_or(0, |s| s as i32);
+    // SAFETY: a borrowed descriptor is open, no siginfo is passed (null means "as kill(2) would").
+    Errno::result(unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), number, std::ptr::null::<libc::siginfo_t>(), 0)
+    })?;
+    Ok(())
+}
+
+/// Descriptors open in this process, lowest first.
+fn open_fds() -> io::Result<Vec<RawFd>> {
+    let mut fds: Vec<RawFd> =
+        fs::read_dir("/proc/self/fd")?.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
+    fds.sort_unstable();
+    Ok(fds)
+}
+
+/// Close every descriptor from 3 up that `chosen` says yes to (given: is it close-on-exec?), except `keep`.
+fn close_where(keep: &[BorrowedFd<'_>], chosen: impl Fn(bool) -> bool) -> io::Result<()> {
+    for fd in open_fds()? {
+        if fd < 3 || keep.iter().any(|k| k.as_raw_fd() == fd) {
+            continue;
+        }
+        // SAFETY: F_GETFD reads a flag of a descriptor number; a closed number gives EBADF.
+        let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+        if flags >= 0 && chosen(flags & libc::FD_CLOEXEC != 0) {
+            // SAFETY: the callers' contract is that no owner of this descriptor is used or dropped afterwards.
+            unsafe { libc::close(fd) };
+        }
+    }
+    Ok(())
+}
+
+/// In a forked child that never returns to the code that owns them: close everything this program opened
+/// (close-on-exec), except `keep`. What was inherited from outside stays, for CMD.
+pub fn close_own_fds_in_child(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    close_where(keep, |cloexec| cloexec)
+}
+
+/// Close every descriptor from 3 up that was inherited from outside (not close-on-exec), except `keep`. Nobody in
+/// this program owns those.
+pub fn close_inherited_fds(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    close_where(keep, |cloexec| !cloexec)
+}
+
+/// Point the named standard descriptors (0, 1, 2) at /dev/null.
+pub fn null_stdio(which: &[RawFd]) -> io::Result<()> {
+    let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    for &fd in which.iter().filter(|fd| (0..3).contains(*fd)) {
+        // SAFETY: both are open descriptors; 0 to 2 belong to the process as a whole and are never closed, only
+        // pointed elsewhere, so no owner is surprised.
+        Errno::result(unsafe { libc::dup2(null.as_raw_fd(), fd) })?;
+    }
+    Ok(())
+}
+
+/// Run `work` with standard error pointed at /dev/null, and point it back: for starting a process that outlives
+/// whoever reads our standard error.
+pub fn with_null_stderr<T>(work: impl FnOnce() -> T) -> io::Result<T> {
+    let saved = io::stderr().as_fd().try_clone_to_owned()?;
+    null_stdio(&[2])?;
+    let result = work();
+    // SAFETY: `saved` is an open duplicate of the old standard error; see null_stdio for number 2.
+    Errno::result(unsafe { libc::dup2(saved.as_raw_fd(), 2) })?;
+    Ok(result)
+}
+
+/// Take over a descriptor that the person gave by number (`--ready-fd 5`). It becomes close-on-exec. Take a number
+/// once only.
+///
+/// # Errors
+/// `EBADF` when no such descriptor is open, `InvalidInput` for 0 to 2 on which the process itself stands.
+pub fn adopt_fd(number: RawFd) -> io::Result<OwnedFd> {
+    if number < 3 {
+        // A duplicate, so that closing it leaves the standard stream alone.
+        // SAFETY: fcntl on a number; the result is a new descriptor.
+        let fd = Errno::result(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
+        // SAFETY: the call succeeded; the duplicate is ours.
+        return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
+    }
+    // SAFETY: sets a flag on a descriptor number; EBADF when it is not open.
+    Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    // SAFETY: it is open (the call above succeeded), was inherited without close-on-exec, so nothing in this
+    // program owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Give memory that planning used back to the kernel (malloc_trim(3); glibc only).
+pub fn trim_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim only touches the allocator's own state and takes its locks.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Signal dispositions as a fresh program expects them, and the given mask: the last thing before an exec. The
+/// Rust runtime ignores SIGPIPE, which an exec would hand on.
+pub fn restore_signals(mask: &SigSet) -> io::Result<()> {
+    // SAFETY: setting a disposition to the default runs no code of ours.
+    unsafe { nix::sys::signal::signal(Signal::SIGPIPE, nix::sys::signal::SigHandler::SigDfl) }?;
+    nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None)?;
+    Ok(())
+}
+
+/// execvp(3): the program by its name, looked for in PATH. Returns only when it could not be started.
+pub fn exec(program: &CString, args: &[CString]) -> io::Error {
+    match nix::unistd::execvp(program, args) {
+        Ok(never) => match never {},
+        Err(errno) => errno.into(),
+    }
+}
+
+/// The stopping signal of a terminal (Ctrl-Z): stop this process as it would, whatever the mask. Returns when it has
+/// been continued. Nothing happens in an orphaned process group, whose members nobody could continue.
+pub fn stop_self() -> io::Result<()> {
+    let mut only = SigSet::empty();
+    only.add(Signal::SIGTSTP);
+    let mut old = SigSet::empty();
+    nix::sys::signal::raise(Signal::SIGTSTP)?;
+    // It was blocked and is pending; unblocked it is delivered before this call returns.
+    nix::sys::signal::sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&only), Some(&mut old))?;
+    nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&old), None)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_with_threads_is_not_forked() {
+        // The test harness runs each test in a thread of its own.
+        assert!(threads().unwrap() > 1);
+        assert_eq!(fork().unwrap_err().kind(), io::ErrorKind::Unsupported);
+    }
+
+    #[test]
+    fn a_pidfd_becomes_readable_when_its_process_ends() {
+        let mut child = std::process::Command::new("/bin/cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let pidfd = pidfd_open(Pid::from_raw(child.id() as i32)).unwrap();
+        let readable = |timeout: u16| {
+            let mut fds = [nix::poll::PollFd::new(pidfd.as_fd(), nix::poll::PollFlags::POLLIN)];
+            nix::poll::poll(&mut fds, timeout).unwrap() == 1
+        };
+        assert!(!readable(0));
+        pidfd_send_signal(pidfd.as_fd(), None).unwrap();
+        pidfd_send_signal(pidfd.as_fd(), Some(Signal::SIGTERM)).unwrap();
+        assert!(readable(5000));
+        child.wait().unwrap();
+        assert!(pidfd_send_signal(pidfd.as_fd(), None).is_err());
+    }
+
+    #[test]
+    fn a_number_that_is_not_open_cannot_be_adopted() {
+        assert_eq!(adopt_fd(9999).unwrap_err().raw_os_error(), Some(libc::EBADF));
+    }
+}
