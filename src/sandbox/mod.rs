@@ -1,1 +1,83 @@
-//! (being built)
+//! Namespaces, the view of `/etc`, and the processes that make and hold them: supervisor, agent, init.
+//!
+//! [`run`] makes a sandbox and runs a command in it, [`attach`] serves a namespace that somebody else made, [`exec`]
+//! runs another command in a running sandbox, [`stop`] ends one. Each is called in a process with one thread and
+//! blocks until it is done.
+//!
+//! | file | what it is for |
+//! | --- | --- |
+//! | [`userns`] | user namespaces: making one, mapping ids, why it is forbidden |
+//! | [`mounts`], [`etc`] | CMD's view of the file system; resolv.conf, hosts, hostname |
+//! | supervisor | the process the person started: waits for everything, passes on |
+//! | agent | the process inside the namespaces that does there what only a member can |
+//! | init, command | the first process of the PID namespace; CMD |
+//! | message | what they say to each other |
+//! | signals, terminal | what the person types |
+use std::io;
+
+use crate::control::state::StateError;
+
+mod agent;
+mod command;
+pub mod etc;
+mod init;
+mod message;
+pub mod mounts;
+mod signals;
+mod supervisor;
+mod terminal;
+pub mod userns;
+
+pub use supervisor::run;
+
+/// Why tapline itself failed. Each is one sentence for the person: what, why, what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// The state directory, or the name.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The user namespace or its ids.
+    #[error(transparent)]
+    Userns(#[from] userns::UsernsError),
+    /// The gateway did not start.
+    #[error(transparent)]
+    Spawn(#[from] crate::control::client::SpawnError),
+    /// The connection to the gateway, or to a process of ours, failed.
+    #[error(transparent)]
+    Wire(#[from] crate::control::wire::WireError),
+    /// The command cannot be executed.
+    #[error(transparent)]
+    Command(#[from] command::BadCommand),
+    /// A process inside failed; its sentence.
+    #[error("{0}")]
+    Inside(String),
+    /// A process of the sandbox ended without a word.
+    #[error("the sandbox's {who} ended unexpectedly{}: everything in it has ended with it", killed_by(*.signal))]
+    Vanished {
+        /// `agent`, `first process` or `gateway`.
+        who: &'static str,
+        /// The signal that ended it.
+        signal: Option<i32>,
+    },
+    /// A system call failed.
+    #[error("cannot {what}: {error}")]
+    Io {
+        /// What was tried, as a verb.
+        what: &'static str,
+        /// Why it failed.
+        error: io::Error,
+    },
+}
+
+impl SandboxError {
+    fn io<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> SandboxError {
+        move |error| SandboxError::Io { what, error: error.into() }
+    }
+}
+
+fn killed_by(signal: Option<i32>) -> String {
+    match signal.map(nix::sys::signal::Signal::try_from) {
+        Some(Ok(signal)) => format!(", killed by {}", signal.as_str()),
+        _ => String::new(),
+    }
+}

@@ -53,14 +53,6 @@ pub fn exit_now(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
-/// A descriptor for a process (pidfd_open(2)); readable when it has ended.
-pub fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
-    // SAFETY: pidfd_open takes two integers and returns a new descriptor, which nobody else owns.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })?;
-    // SAFETY: the call succeeded; the descriptor is new and ours. It fits an int, as descriptors do.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
-}
-
 /// Send a signal to the process behind a pidfd (pidfd_send_signal(2)); `None` only looks whether it could be sent.
 pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: Option<Signal>) -> io::Result<()> {
     let number = signal.map_or(0, |s| s as i32);
@@ -69,6 +61,42 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: Option<Signal>) -> io::R
         libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), number, std::ptr::null::<libc::siginfo_t>(), 0)
     })?;
     Ok(())
+}
+
+/// What happened to a child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It exited with this status.
+    Exited(i32),
+    /// This signal ended it.
+    Killed(i32),
+    /// This signal stopped it.
+    Stopped(i32),
+}
+
+/// The next child that has ended (it is reaped) or stopped, without waiting; `None` when there is none. Knows
+/// real-time signals, which nix's wait statuses do not.
+pub fn wait_any() -> Option<(Pid, Change)> {
+    loop {
+        let mut status = 0;
+        // SAFETY: the kernel writes one int to where the pointer leads.
+        let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG | libc::WUNTRACED) };
+        match pid {
+            0 => return None,
+            -1 if Errno::last() == Errno::EINTR => {}
+            -1 => return None,
+            _ if libc::WIFEXITED(status) => {
+                return Some((Pid::from_raw(pid), Change::Exited(libc::WEXITSTATUS(status))));
+            }
+            _ if libc::WIFSIGNALED(status) => {
+                return Some((Pid::from_raw(pid), Change::Killed(libc::WTERMSIG(status))));
+            }
+            _ if libc::WIFSTOPPED(status) => {
+                return Some((Pid::from_raw(pid), Change::Stopped(libc::WSTOPSIG(status))));
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Descriptors open in this process, lowest first.
@@ -191,6 +219,7 @@ pub fn stop_self() -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::spawn::pidfd_open;
 
     #[test]
     fn a_process_with_threads_is_not_forked() {
@@ -202,7 +231,7 @@ mod tests {
     #[test]
     fn a_pidfd_becomes_readable_when_its_process_ends() {
         let mut child = std::process::Command::new("/bin/cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
-        let pidfd = pidfd_open(Pid::from_raw(child.id() as i32)).unwrap();
+        let pidfd = pidfd_open(child.id()).unwrap();
         let readable = |timeout: u16| {
             let mut fds = [nix::poll::PollFd::new(pidfd.as_fd(), nix::poll::PollFlags::POLLIN)];
             nix::poll::poll(&mut fds, timeout).unwrap() == 1

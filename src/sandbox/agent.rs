@@ -1,0 +1,148 @@
+//! The agent: the process inside the sandbox's user and network namespace that does there what only a member can.
+//!
+//! # Theory of operation
+//!
+//! Forked by the supervisor and never executed, so that it needs no file inside. In order: it asks to die with the
+//! supervisor; makes the user and network namespace; has its ids mapped (by itself, or by the supervisor with
+//! newuidmap); becomes undumpable, so that CMD, which is root of the same user namespace, can neither trace it nor
+//! look into it; forks init, which makes mounts while the agent goes on with the network; makes the interface and
+//! hands the link's descriptor to the supervisor. From then on it only waits: for init, whose end it reports, and for
+//! the supervisor's socket, whose end of file is its own end.
+//!
+//! Every signal is blocked: those of the terminal concern CMD, and what ends a sandbox is the supervisor's business.
+//! It stays outside CMD's PID namespace: unshare(2) puts only its children into the new one, and init is its only
+//! child. Of what was open it keeps its socket alone, and no standard stream, once init is forked.
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl::{set_dumpable, set_pdeathsig};
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{Pid, getppid};
+
+use super::init::Init;
+use super::message::{FromAgent, ToAgent};
+use super::userns::{self, Caller};
+use crate::control::wire;
+use crate::plan::{MapUser, Mode, PidMode, Run};
+use crate::sys::proc::{self, Forked};
+use crate::sys::{ns, spawn};
+
+/// The agent of `run`.
+pub(super) struct Agent<'a> {
+    /// What was asked for.
+    pub(super) plan: &'a Run,
+    /// The caller's ids.
+    pub(super) caller: Caller,
+    /// What init is to do.
+    pub(super) init: &'a Init,
+    /// The supervisor.
+    pub(super) parent: Pid,
+    /// The socket to it.
+    pub(super) supervisor: OwnedFd,
+    /// Init's socket to it.
+    pub(super) init_socket: OwnedFd,
+}
+
+impl Agent<'_> {
+    /// Run to the end, in the process just forked.
+    pub(super) fn main(self) -> ! {
+        if let Err(text) = self.run() {
+            let _ = wire::send(&self.supervisor, &FromAgent::Failed { text }, &[]);
+            proc::exit_now(125);
+        }
+        proc::exit_now(0);
+    }
+
+    fn run(&self) -> Result<(), String> {
+        proc::close_own_fds_in_child(&[self.supervisor.as_fd(), self.init_socket.as_fd()])
+            .map_err(|e| format!("cannot close files: {e}"))?;
+        let with = match self.plan.mode {
+            Mode::Host => CloneFlags::empty(),
+            Mode::Private | Mode::None => CloneFlags::CLONE_NEWNET,
+        };
+        userns::enter_new(with).map_err(|e| e.to_string())?;
+        // Not earlier: a change of credentials clears it.
+        follow(self.parent)?;
+        match self.plan.map_user {
+            MapUser::Auto => self.wait_for_ids()?,
+            map => userns::map_self(self.caller, map).map_err(|e| e.to_string())?,
+        }
+        set_dumpable(false).map_err(|e| format!("cannot hide from the sandbox: {e}"))?;
+        if self.plan.mode == Mode::None {
+            // CMD may run as soon as init is ready: nobody waits for a gateway.
+            ns::loopback_up().map_err(|e| format!("cannot set the loopback interface up: {e}"))?;
+        }
+        let init = self.fork_init()?;
+        let _ = proc::null_stdio(&[0, 1]);
+        // Nothing is written to standard error from here on.
+        let _ = proc::null_stdio(&[2]);
+        self.wait(init)
+    }
+
+    /// The supervisor runs newuidmap and newgidmap on this process.
+    fn wait_for_ids(&self) -> Result<(), String> {
+        wire::send(&self.supervisor, &FromAgent::NeedsIds, &[]).map_err(|e| e.to_string())?;
+        match wire::recv::<ToAgent>(&self.supervisor).map_err(|e| e.to_string())? {
+            Some((ToAgent::IdsMapped, _)) => Ok(()),
+            None => proc::exit_now(125),
+        }
+    }
+
+    fn fork_init(&self) -> Result<Pid, String> {
+        if self.plan.pid == PidMode::Private {
+            unshare(CloneFlags::CLONE_NEWPID).map_err(|e| format!("cannot make a PID namespace: {e}"))?;
+        }
+        match proc::fork().map_err(|e| format!("cannot start the sandbox's first process: {e}"))? {
+            Forked::Child => self.init.main(&self.init_socket),
+            Forked::Parent(pid) => {
+                let message = FromAgent::Init { pid: pid.as_raw() };
+                wire::send(&self.supervisor, &message, &[]).map_err(|e| e.to_string())?;
+                // What was inherited from outside is CMD's, by way of init.
+                let _ = proc::close_inherited_fds(&[]);
+                Ok(pid)
+            }
+        }
+    }
+
+    /// Wait for init's end, or the supervisor's.
+    fn wait(&self, init: Pid) -> Result<(), String> {
+        // PIDs are positive.
+        let pidfd = spawn::pidfd_open(init.as_raw().unsigned_abs()).map_err(|e| format!("cannot watch init: {e}"))?;
+        loop {
+            let mut fds = [
+                PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.supervisor.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Err(nix::Error::EINTR) => continue,
+                other => other.map_err(|e| format!("cannot wait: {e}"))?,
+            };
+            if fds[0].any().unwrap_or(true) {
+                let signal = match waitpid(init, None) {
+                    Ok(WaitStatus::Signaled(_, signal, _)) => Some(signal as i32),
+                    _ => None,
+                };
+                let _ = wire::send(&self.supervisor, &FromAgent::InitEnded { signal }, &[]);
+                return Ok(());
+            }
+            if fds[1].any().unwrap_or(true) && !matches!(wire::recv::<ToAgent>(&self.supervisor), Ok(Some(_))) {
+                // Init is killed as this process exits (its parent-death signal); wait for that, so that nothing of
+                // the sandbox is left when this process is gone.
+                let _ = nix::sys::signal::kill(init, Signal::SIGKILL);
+                let _ = waitpid(init, None);
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Die when `parent` does.
+pub(super) fn follow(parent: Pid) -> Result<(), String> {
+    set_pdeathsig(Signal::SIGKILL).map_err(|e| format!("cannot follow the supervisor's end: {e}"))?;
+    if getppid() != parent {
+        proc::exit_now(125);
+    }
+    Ok(())
+}

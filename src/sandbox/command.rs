@@ -1,0 +1,197 @@
+//! CMD: forked, made ready and executed; its end waited for.
+//!
+//! # Theory of operation
+//!
+//! [`start`] forks. The child does its last preparations (the nested user namespace of `--locked`), asks to be killed
+//! when its parent dies, takes back the signal mask and dispositions that the person's shell gave us, and executes
+//! CMD. A close-on-exec pipe brings back why that failed; its end of file means that it did not.
+//!
+//! [`mind`] then stays with CMD to its end: it passes on signals that the supervisor asks for, tells it when CMD
+//! stops, and returns how CMD ended. When the supervisor's socket closes, the supervisor is gone and CMD is killed.
+//! The process that minds may be PID 1 of a PID namespace; then it also reaps every orphan, and whatever CMD left
+//! behind dies with it when it exits (pid_namespaces(7)). All its signals are blocked; SIGCHLD is read from a
+//! signalfd.
+use std::ffi::{CString, OsString};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, getpid, getppid};
+
+use super::message::{FromInit, ToInit};
+use crate::control::wire;
+use crate::sys::proc::{self, Change, Forked};
+
+/// CMD, ready for an exec.
+#[derive(Debug, Clone)]
+pub(super) struct CommandLine {
+    args: Vec<CString>,
+    /// The mask CMD is to have.
+    mask: SigSet,
+}
+
+/// A word has a NUL byte in it, or there is none.
+#[derive(Debug, thiserror::Error)]
+#[error("the command cannot be executed: it is empty or has a NUL byte in it")]
+pub struct BadCommand;
+
+impl CommandLine {
+    /// From the words and the signal mask that CMD is to have.
+    pub(super) fn new(words: &[OsString], mask: SigSet) -> Result<CommandLine, BadCommand> {
+        let args: Result<Vec<CString>, _> = words.iter().map(|w| CString::new(w.as_bytes())).collect();
+        match args {
+            Ok(args) if !args.is_empty() => Ok(CommandLine { args, mask }),
+            _ => Err(BadCommand),
+        }
+    }
+}
+
+/// Why CMD does not run.
+#[derive(Debug)]
+pub(super) enum NotStarted {
+    /// Something before the exec failed; one sentence.
+    Preparation(String),
+    /// The exec failed with this error number.
+    Exec(i32),
+}
+
+/// What the child writes to the pipe: one byte that tells the two apart, then the number or the sentence.
+const EXEC: u8 = b'x';
+const PREPARATION: u8 = b'p';
+
+/// Fork, run `prepare` in the child, execute. Returns when CMD runs, or why it does not.
+pub(super) fn start(command: &CommandLine, prepare: impl FnOnce() -> Result<(), String>) -> Result<Pid, NotStarted> {
+    let broken = |error: io::Error| NotStarted::Preparation(format!("cannot start the command: {error}"));
+    let (mut result, mut report) = io::pipe().map_err(broken)?;
+    let parent = getpid();
+    match proc::fork().map_err(broken)? {
+        Forked::Child => {
+            drop(result);
+            let error = prepare().err().map(|text| [&[PREPARATION], text.as_bytes()].concat()).unwrap_or_else(|| {
+                // After `prepare`, since a new user namespace may clear it.
+                let _ = set_pdeathsig(Signal::SIGKILL);
+                if getppid() != parent {
+                    proc::exit_now(125);
+                }
+                let error = match proc::restore_signals(&command.mask) {
+                    Ok(()) => proc::exec(&command.args[0], &command.args),
+                    Err(error) => error,
+                };
+                [&[EXEC][..], &error.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes()].concat()
+            });
+            let _ = report.write_all(&error);
+            proc::exit_now(125);
+        }
+        Forked::Parent(pid) => {
+            drop(report);
+            let mut said = Vec::new();
+            result.read_to_end(&mut said).map_err(broken)?;
+            let failure = match said.split_first() {
+                None => return Ok(pid),
+                Some((&EXEC, number)) => NotStarted::Exec(number.try_into().map_or(libc::EIO, i32::from_ne_bytes)),
+                Some((_, text)) => NotStarted::Preparation(String::from_utf8_lossy(text).into_owned()),
+            };
+            let _ = waitpid(pid, None);
+            Err(failure)
+        }
+    }
+}
+
+/// How CMD ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ending {
+    /// The exit status, or 128 and the signal's number.
+    pub(super) status: i32,
+    /// A signal ended it.
+    pub(super) by_signal: bool,
+}
+
+/// Stay with CMD until it ends. `None` when the supervisor went first.
+pub(super) fn mind(child: Pid, supervisor: &OwnedFd) -> io::Result<Option<Ending>> {
+    let mut chld = SigSet::empty();
+    chld.add(Signal::SIGCHLD);
+    chld.thread_block()?;
+    let children = SignalFd::with_flags(&chld, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    loop {
+        if let Some(ending) = reap(child, supervisor) {
+            return Ok(Some(ending));
+        }
+        let mut fds =
+            [PollFd::new(children.as_fd(), PollFlags::POLLIN), PollFd::new(supervisor.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Err(nix::Error::EINTR) => continue,
+            other => other?,
+        };
+        let spoken = fds[1].any().unwrap_or(true);
+        while let Ok(Some(_)) = children.read_signal() {}
+        if spoken {
+            match wire::recv::<ToInit>(supervisor) {
+                Ok(Some((ToInit::Signal { number }, _))) => {
+                    // A signal that this kernel does not know, or a child that has just ended: nothing to do.
+                    if let Ok(signal) = Signal::try_from(number) {
+                        let _ = kill(child, signal);
+                    }
+                }
+                Ok(Some((ToInit::Go, _))) => {}
+                Ok(None) | Err(_) => {
+                    let _ = kill(child, Signal::SIGKILL);
+                    return Ok(None);
+                }
+            }
+        }
+    }
+}
+
+/// Take note of every child that has something to tell.
+fn reap(child: Pid, supervisor: &OwnedFd) -> Option<Ending> {
+    while let Some((pid, change)) = proc::wait_any() {
+        if pid != child {
+            continue;
+        }
+        match change {
+            Change::Exited(status) => return Some(Ending { status, by_signal: false }),
+            Change::Killed(signal) => return Some(Ending { status: 128 + signal, by_signal: true }),
+            // The supervisor stops with CMD. When it has gone, its socket tells.
+            Change::Stopped(_) => drop(wire::send(supervisor, &FromInit::Stopped, &[])),
+        }
+    }
+    None
+}
+
+/// What a shell says and returns when a command cannot be executed: `(status, sentence)`.
+pub(super) fn not_executed(command: &OsString, errno: i32) -> (i32, String) {
+    let name = command.to_string_lossy();
+    let error = nix::errno::Errno::from_raw(errno);
+    match error {
+        nix::errno::Errno::ENOENT if name.contains('/') => (127, format!("{name}: No such file or directory")),
+        nix::errno::Errno::ENOENT => (127, format!("{name}: command not found")),
+        nix::errno::Errno::ENOTDIR => (127, format!("{name}: {}", error.desc())),
+        _ => (126, format!("{name}: {}", error.desc())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_executed_has_the_shells_statuses() {
+        let of = |name: &str, errno| not_executed(&name.into(), errno);
+        assert_eq!(of("nope", libc::ENOENT), (127, "nope: command not found".into()));
+        assert_eq!(of("./nope", libc::ENOENT).0, 127);
+        assert_eq!(of("/etc", libc::EACCES), (126, "/etc: Permission denied".into()));
+        assert_eq!(of("./x", libc::ENOEXEC).0, 126);
+    }
+
+    #[test]
+    fn a_command_with_a_nul_byte_or_no_word_is_refused() {
+        assert!(CommandLine::new(&[], SigSet::empty()).is_err());
+        assert!(CommandLine::new(&["a\0b".into()], SigSet::empty()).is_err());
+        assert!(CommandLine::new(&["a".into()], SigSet::empty()).is_ok());
+    }
+}

@@ -1,0 +1,436 @@
+//! The supervisor of `run`: the process that the person started.
+//!
+//! # Theory of operation
+//!
+//! One thread, one poll loop, no privilege inside the sandbox. It registers the sandbox's name, forks the agent
+//! (which forks init, which starts CMD), starts the gateway, and then waits for whichever of them speaks first:
+//!
+//! ```text
+//! agent:   NeedsIds -> run newuidmap, newgidmap     Init(pid) -> publish it     Link(fd) -> hand it to the gateway
+//! gateway: Attached -> the network works            Refused -> fail
+//! init:    Ready -> mounts are made                 Started, Stopped, Exited -> what became of CMD
+//! ```
+//!
+//! CMD is let go when init is ready and, on a private network, the gateway carries frames; agent, init and gateway
+//! get there in parallel. Until then a signal that would end a process ends the set-up; afterwards signals go on to
+//! CMD ([`super::signals`]). When CMD is stopped the supervisor stops too, so that the person's shell notices.
+//!
+//! Whatever ends the loop, the end is the same: the sockets are closed, upon which init kills CMD, the agent kills
+//! init, the gateway ends; they are waited for; the terminal is mended; the state is removed. When the supervisor is
+//! killed, the kernel closes the same sockets, and parent-death signals do the rest.
+//!
+//! A gateway that dies is reported and another is started, which gets the link's descriptor anew: its flows are lost,
+//! the sandbox goes on. One that dies again right after its start is not replaced any more. The supervisor's copy of
+//! the link keeps the network namespace alive, so it is closed with everything else when CMD has ended.
+//!
+//! Standard input and output are let go once the others are started, and so is what was inherited beyond them: the
+//! far end of a pipe sees its end when CMD closes it, not when tapline ends.
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{Pid, getpid};
+
+use super::SandboxError;
+use super::agent::Agent;
+use super::command::{self, CommandLine};
+use super::etc;
+use super::init::Init;
+use super::message::{FromAgent, FromInit, ToAgent, ToInit};
+use super::mounts::View;
+use super::signals::{Arrived, Signals};
+use super::terminal::Terminal;
+use super::userns::{self, Caller};
+use crate::control::client::{self, GatewayProcess};
+use crate::control::messages::{FromGateway, ToGateway};
+use crate::control::state::{Registration, SandboxState, StateDir};
+use crate::control::wire;
+use crate::plan::{Endpoint, HostView, LinkKind, Mode, Run};
+use crate::sys::proc::{self, Forked};
+use crate::sys::{scm, spawn};
+
+/// How long the processes of a sandbox may take to end after their sockets are closed, before they are killed.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A gateway that lived no longer than this is not started again.
+const TOO_SHORT: Duration = Duration::from_secs(2);
+
+/// Make a sandbox, run CMD in it, and return CMD's exit status as a shell would have it: 128 and the signal's number
+/// when one ended it, 127 when it was not found, 126 when it could not be executed.
+///
+/// # Errors
+/// When tapline itself fails; nothing is left behind.
+pub fn run(plan: Run) -> Result<i32, SandboxError> {
+    let caller = Caller::current();
+    let signals = Signals::take().map_err(SandboxError::io("read signals"))?;
+    let command = CommandLine::new(&plan.command, signals.before())?;
+    if plan.mode == Mode::Host {
+        tracing::warn!("--net host: no isolation, the command uses the host's own network");
+    }
+    let mut registration = StateDir::open()?.register(&plan.id, &plan.name)?;
+    let terminal = Terminal::remember();
+    let host = HostView::default();
+    let host_hosts = match plan.mode {
+        Mode::Host => std::fs::read_to_string("/etc/hosts").unwrap_or_default(),
+        Mode::Private | Mode::None => String::new(),
+    };
+    let view = View {
+        mode: plan.mode,
+        pid: plan.pid,
+        files: etc::files(&plan, &host.search, &host_hosts),
+        own_dirs: own_dirs(caller, &registration),
+    };
+    let hostname = plan.names.hostname.clone();
+    let init = Init { view, hostname, command, locked: plan.locked };
+
+    let (agent_socket, supervisor) = scm::pair().map_err(SandboxError::io("make a socket pair"))?;
+    let (init_socket, init_supervisor) = scm::pair().map_err(SandboxError::io("make a socket pair"))?;
+    let parent = getpid();
+    let agent = match proc::fork().map_err(SandboxError::io("start the sandbox's agent"))? {
+        Forked::Child => {
+            Agent { plan: &plan, caller, init: &init, parent, supervisor, init_socket: init_supervisor }.main()
+        }
+        Forked::Parent(pid) => pid,
+    };
+    drop((supervisor, init_supervisor, init));
+    let mut state = state_of(&plan);
+    registration.publish(&state)?;
+    let mut supervisor = Supervisor {
+        plan: &plan,
+        caller,
+        signals,
+        agent,
+        agent_socket: Some(agent_socket),
+        init_socket: Some(init_socket),
+        gateway: None,
+        gateway_started: Instant::now(),
+        link: None,
+        host,
+        registration: &mut registration,
+        state: &mut state,
+        mounted: false,
+        attached: false,
+        started: false,
+        by_signal: false,
+    };
+    let result = supervisor.start().and_then(|()| supervisor.serve());
+    supervisor.finish(terminal, result.is_err());
+    result
+}
+
+/// Where tapline keeps state: covered inside.
+fn own_dirs(caller: Caller, registration: &Registration) -> Vec<PathBuf> {
+    // <root>/<namespace>/sandboxes/<id>
+    let root = registration.path().ancestors().nth(3).map(PathBuf::from);
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(|dir| PathBuf::from(dir).join("tapline"));
+    let mut dirs: Vec<PathBuf> =
+        root.into_iter().chain(runtime).chain([PathBuf::from(format!("/tmp/tapline-{}", caller.uid))]).collect();
+    dirs.sort();
+    dirs.dedup();
+    dirs
+}
+
+/// What `ps` and `inspect` show before there is a PID.
+fn state_of(plan: &Run) -> SandboxState {
+    let private = plan.mode == Mode::Private;
+    let v4 = plan.network.v4.filter(|_| private).map(|l| l.sandbox);
+    let v6 = plan.network.v6.filter(|_| private).map(|l| l.sandbox);
+    SandboxState {
+        id: plan.id.clone(),
+        name: plan.name.clone(),
+        pid: None,
+        supervisor_pid: getpid().as_raw(),
+        mode: plan.mode,
+        v4,
+        v6,
+        since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        command: plan.command.iter().map(|w| w.to_string_lossy().into_owned()).collect(),
+        endpoint: private.then(|| endpoint(plan)),
+        network: private.then(|| plan.network.clone()),
+    }
+}
+
+fn endpoint(plan: &Run) -> Endpoint {
+    Endpoint {
+        id: plan.id.clone(),
+        name: plan.name.clone(),
+        ifname: plan.interface.name.clone(),
+        mac: plan.interface.mac,
+        v4: plan.network.v4.map(|l| l.sandbox),
+        v6: plan.network.v6.map(|l| l.sandbox),
+    }
+}
+
+struct Supervisor<'a> {
+    plan: &'a Run,
+    caller: Caller,
+    signals: Signals,
+    agent: Pid,
+    /// `None` once the far end has closed; likewise below.
+    agent_socket: Option<OwnedFd>,
+    init_socket: Option<OwnedFd>,
+    gateway: Option<GatewayProcess>,
+    gateway_started: Instant,
+    /// A duplicate of what the gateway has.
+    link: Option<(LinkKind, OwnedFd)>,
+    host: HostView,
+    registration: &'a mut Registration,
+    state: &'a mut SandboxState,
+    /// Init is ready.
+    mounted: bool,
+    /// The gateway carries frames.
+    attached: bool,
+    /// CMD runs.
+    started: bool,
+    /// CMD was ended by a signal.
+    by_signal: bool,
+}
+
+/// Who is to be listened to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Signals,
+    Init,
+    Gateway,
+    Agent,
+}
+
+impl Supervisor<'_> {
+    /// The gateway, while the agent makes the namespaces; then let go of what CMD has inherited.
+    fn start(&mut self) -> Result<(), SandboxError> {
+        if self.plan.mode == Mode::Private {
+            self.gateway = Some(GatewayProcess::spawn(self.plan.logging)?);
+        }
+        proc::close_inherited_fds(&[]).map_err(SandboxError::io("read /proc/self/fd"))?;
+        proc::null_stdio(&[0, 1]).map_err(SandboxError::io("open /dev/null"))?;
+        proc::trim_memory();
+        Ok(())
+    }
+
+    /// The loop; CMD's status.
+    fn serve(&mut self) -> Result<i32, SandboxError> {
+        loop {
+            for source in self.wait()? {
+                let ended = match source {
+                    Source::Signals => self.take_signals(),
+                    Source::Init => self.hear_init()?,
+                    Source::Gateway => self.hear_gateway()?,
+                    Source::Agent => self.hear_agent()?,
+                };
+                if let Some(status) = ended {
+                    return Ok(status);
+                }
+            }
+        }
+    }
+
+    /// Wait until somebody has something to say.
+    fn wait(&self) -> Result<Vec<Source>, SandboxError> {
+        // Init comes before the agent: what CMD ended with counts for more than that init ended.
+        let listeners: [(Source, Option<BorrowedFd<'_>>); 4] = [
+            (Source::Signals, Some(self.signals.as_fd())),
+            (Source::Init, self.init_socket.as_ref().map(AsFd::as_fd)),
+            (Source::Gateway, self.gateway.as_ref().map(|g| g.connection().as_fd())),
+            (Source::Agent, self.agent_socket.as_ref().map(AsFd::as_fd)),
+        ];
+        let (sources, mut fds): (Vec<Source>, Vec<PollFd<'_>>) =
+            listeners.iter().filter_map(|(source, fd)| Some((*source, PollFd::new((*fd)?, PollFlags::POLLIN)))).unzip();
+        loop {
+            match poll(&mut fds, PollTimeout::NONE) {
+                Err(nix::Error::EINTR) => {}
+                other => {
+                    other.map_err(SandboxError::io("wait for the sandbox"))?;
+                    break;
+                }
+            }
+        }
+        Ok(sources.into_iter().zip(&fds).filter(|(_, fd)| fd.any().unwrap_or(true)).map(|(s, _)| s).collect())
+    }
+
+    fn take_signals(&mut self) -> Option<i32> {
+        while let Some(arrived) = self.signals.next() {
+            if !self.started {
+                if arrived.ends() {
+                    self.by_signal = true;
+                    return Some(128 + arrived.signal as i32);
+                }
+            } else if !arrived.from_terminal {
+                self.pass_on(arrived);
+            }
+        }
+        None
+    }
+
+    fn pass_on(&self, Arrived { signal, .. }: Arrived) {
+        if let Some(init) = &self.init_socket {
+            // When init has gone, that is heard next.
+            let _ = wire::send(init, &ToInit::Signal { number: signal as i32 }, &[]);
+        }
+    }
+
+    fn hear_init(&mut self) -> Result<Option<i32>, SandboxError> {
+        let Some(socket) = &self.init_socket else { return Ok(None) };
+        match wire::recv::<FromInit>(socket)?.map(|(message, _)| message) {
+            Some(FromInit::Notice { text }) => tracing::warn!("{text}"),
+            Some(FromInit::Ready) => {
+                self.mounted = true;
+                self.go_if_ready()?;
+            }
+            Some(FromInit::Failed { text }) => return Err(SandboxError::Inside(text)),
+            Some(FromInit::Started) => self.started = true,
+            Some(FromInit::NotExecuted { errno }) => {
+                // The plan's command is never empty: CommandLine::new has seen to it.
+                let (status, sentence) = command::not_executed(&self.plan.command[0], errno);
+                tracing::error!("{sentence}");
+                return Ok(Some(status));
+            }
+            Some(FromInit::Stopped) => {
+                proc::stop_self().map_err(SandboxError::io("stop with the command"))?;
+            }
+            Some(FromInit::Exited { status, by_signal }) => {
+                self.by_signal = by_signal;
+                return Ok(Some(status));
+            }
+            // The agent says how it ended.
+            None => self.init_socket = None,
+        }
+        Ok(None)
+    }
+
+    fn hear_agent(&mut self) -> Result<Option<i32>, SandboxError> {
+        let Some(socket) = &self.agent_socket else { return Ok(None) };
+        match wire::recv::<FromAgent>(socket)? {
+            Some((FromAgent::NeedsIds, _)) => {
+                userns::map_subordinate(self.agent, self.caller)?;
+                wire::send(socket, &ToAgent::IdsMapped, &[])?;
+            }
+            Some((FromAgent::Init { pid }, _)) => {
+                self.state.pid = Some(pid);
+                self.registration.publish(self.state)?;
+            }
+            Some((FromAgent::Link { kind, notice }, mut fds)) => {
+                if let Some(notice) = notice {
+                    tracing::warn!("{notice}");
+                }
+                let Some(fd) = fds.pop() else {
+                    return Err(SandboxError::Inside("the sandbox's agent sent no link".into()));
+                };
+                self.link = Some((kind, fd));
+                self.attach()?;
+            }
+            Some((FromAgent::Failed { text }, _)) => return Err(SandboxError::Inside(text)),
+            Some((FromAgent::InitEnded { signal }, _)) => {
+                // What init said before it ended is still in its socket.
+                while self.init_socket.is_some() {
+                    if let Some(status) = self.hear_init()? {
+                        return Ok(Some(status));
+                    }
+                }
+                return Err(SandboxError::Vanished { who: "first process", signal });
+            }
+            None => {
+                self.agent_socket = None;
+                let signal = match waitpid(self.agent, None) {
+                    Ok(WaitStatus::Signaled(_, signal, _)) => Some(signal as i32),
+                    _ => None,
+                };
+                return Err(SandboxError::Vanished { who: "agent", signal });
+            }
+        }
+        Ok(None)
+    }
+
+    fn hear_gateway(&mut self) -> Result<Option<i32>, SandboxError> {
+        let Some(gateway) = &self.gateway else { return Ok(None) };
+        match gateway.connection().recv()? {
+            Some(FromGateway::Attached) => {
+                self.attached = true;
+                self.go_if_ready()?;
+            }
+            Some(FromGateway::Refused { reason }) => return Err(SandboxError::Inside(reason)),
+            Some(FromGateway::Notice { text }) => tracing::warn!("{text}"),
+            None => self.replace_gateway()?,
+        }
+        Ok(None)
+    }
+
+    /// Hand the link to the gateway.
+    fn attach(&mut self) -> Result<(), SandboxError> {
+        let (Some(gateway), Some((kind, link))) = (&self.gateway, &self.link) else { return Ok(()) };
+        let api = self.registration.bind_api()?;
+        let message = ToGateway::Attach {
+            network: self.plan.network.clone(),
+            endpoint: endpoint(self.plan),
+            link: *kind,
+            host: self.host.clone(),
+            api: true,
+        };
+        gateway.connection().send(&message, &[link.as_fd(), api.as_fd()])?;
+        Ok(())
+    }
+
+    /// The gateway has closed its connection: say how it ended, and start another.
+    fn replace_gateway(&mut self) -> Result<(), SandboxError> {
+        let Some(gateway) = self.gateway.take() else { return Ok(()) };
+        let how = match gateway.stop(PATIENCE) {
+            Ok(status) => client::describe(status),
+            Err(error) => error.to_string(),
+        };
+        if !self.attached {
+            return Err(SandboxError::Inside(format!("the gateway ended before it carried a frame ({how})")));
+        }
+        if self.gateway_started.elapsed() < TOO_SHORT {
+            tracing::error!("the gateway died again ({how}): the command goes on without a network");
+            return Ok(());
+        }
+        tracing::error!("the gateway died ({how}): its connections are lost, starting another");
+        self.gateway_started = Instant::now();
+        self.gateway = Some(GatewayProcess::spawn(self.plan.logging)?);
+        self.attach()
+    }
+
+    /// Let CMD go when everything it needs is there.
+    fn go_if_ready(&mut self) -> Result<(), SandboxError> {
+        let network = self.plan.mode != Mode::Private || self.attached;
+        if self.mounted
+            && network
+            && !self.started
+            && let Some(init) = &self.init_socket
+        {
+            wire::send(init, &ToInit::Go, &[])?;
+        }
+        Ok(())
+    }
+
+    /// Close everything, see that everybody has ended, mend the terminal.
+    fn finish(self, terminal: Option<Terminal>, failed: bool) {
+        // The signals stay blocked to the end: the terminal may be mended from the background.
+        let Supervisor { agent, agent_socket, init_socket, gateway, link, by_signal, signals: _signals, .. } = self;
+        drop((init_socket, agent_socket, link));
+        end_child(agent);
+        if let Some(gateway) = gateway
+            && let Err(error) = gateway.stop(PATIENCE)
+        {
+            tracing::debug!("the gateway cannot be ended: {error}");
+        }
+        if let Some(terminal) = terminal {
+            terminal.restore(by_signal || failed);
+        }
+    }
+}
+
+/// Wait for a child that is about to end, and kill it when it does not.
+pub(super) fn end_child(pid: Pid) {
+    // PIDs are positive. Where there is no pidfd the child is reaped already.
+    if let Ok(pidfd) = spawn::pidfd_open(pid.as_raw().unsigned_abs()) {
+        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
+        if !matches!(poll(&mut fds, timeout), Ok(1..)) {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+    }
+    let _ = waitpid(pid, None);
+}

@@ -1,0 +1,391 @@
+//! User namespaces: making one, mapping ids, and saying why it is forbidden.
+//!
+//! Everything tapline does without privilege rests on one thing that an ordinary user may do: make a user namespace
+//! in which it has every capability. Whoever administers a machine can take that away in four ways, and each has
+//! its own way out, so a refusal is looked into before it is reported: a sysctl of Debian's, AppArmor's restriction
+//! of unconfined programs (Ubuntu 23.10 and later), a container's seccomp filter, and the limit on their number.
+//! The looking is [`Facts::gather`]; the judgement is [`Reason::of`], which reads nothing and is tested.
+//!
+//! A process may map its own uid and gid itself, once setgroups(2) is denied (user_namespaces(7)). More than that
+//! takes newuidmap and newgidmap, which are setuid programs that consult /etc/subuid and /etc/subgid; they are run
+//! by the supervisor, from outside.
+use std::ffi::CStr;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::process::Command;
+
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::{Gid, Uid};
+
+use crate::plan::MapUser;
+
+/// Why there is no user namespace with the ids that were asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum UsernsError {
+    /// The kernel refused to make one.
+    #[error("cannot make a user namespace: {0}")]
+    Forbidden(Reason),
+    /// An id map could not be written.
+    #[error("cannot map ids into the user namespace ({file}): {error}{}", Reason::hint_for_maps())]
+    Map {
+        /// The file of /proc.
+        file: &'static str,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+    /// No subordinate range.
+    #[error(
+        "--map-user auto needs a range of subordinate ids, and {file} has none for {user}: add one with \
+         `sudo usermod --add-sub{kind}s 100000-165535 {user}`, or use --map-user root"
+    )]
+    NoRange {
+        /// `/etc/subuid` or `/etc/subgid`.
+        file: &'static str,
+        /// `uid` or `gid`.
+        kind: &'static str,
+        /// The user's name, or uid where there is no name.
+        user: String,
+    },
+    /// newuidmap or newgidmap is not there.
+    #[error(
+        "--map-user auto needs the program {0}, which is not installed: install it (Debian and Ubuntu: package uidmap, \
+         Fedora: shadow-utils), or use --map-user root"
+    )]
+    NoTool(&'static str),
+    /// newuidmap or newgidmap failed.
+    #[error("{tool} failed: {message}; check that it is setuid root, and the ranges in /etc/subuid and /etc/subgid")]
+    Tool {
+        /// Which one.
+        tool: &'static str,
+        /// What it said.
+        message: String,
+    },
+}
+
+/// What forbids user namespaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// kernel.unprivileged_userns_clone is 0.
+    Sysctl,
+    /// kernel.apparmor_restrict_unprivileged_userns is 1.
+    AppArmor,
+    /// A seccomp filter, such as a container engine's.
+    Seccomp,
+    /// user.max_user_namespaces is 0.
+    LimitZero,
+    /// user.max_user_namespaces or the depth of nesting is reached.
+    LimitReached,
+    /// The kernel has none.
+    Kernel,
+    /// Inside a chroot.
+    Chroot,
+    /// Something else.
+    Other(Errno),
+}
+
+/// What a refusal is judged by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The caller has every right already (effective uid 0).
+    pub root: bool,
+    /// kernel.unprivileged_userns_clone.
+    pub userns_clone: Option<u64>,
+    /// kernel.apparmor_restrict_unprivileged_userns.
+    pub apparmor_restricts: Option<u64>,
+    /// The caller runs under an AppArmor profile (which that restriction does not concern).
+    pub apparmor_confined: bool,
+    /// The caller runs under a seccomp filter.
+    pub seccomp: bool,
+    /// user.max_user_namespaces.
+    pub limit: Option<u64>,
+    /// The root directory is not that of the first process, as far as can be seen.
+    pub chroot: bool,
+}
+
+impl Facts {
+    /// Read them from /proc; what cannot be read counts as not there.
+    pub fn gather() -> Facts {
+        let text = |path: &str| fs::read_to_string(path).ok();
+        let number = |path: &str| text(path).and_then(|t| t.trim().parse().ok());
+        let field = |status: &str, name: &str| {
+            status.lines().find_map(|l| l.strip_prefix(name)).map(|v| v.trim().to_owned()).unwrap_or_default()
+        };
+        let status = text("/proc/self/status").unwrap_or_default();
+        let profile = text("/proc/self/attr/current").unwrap_or_default();
+        let profile = profile.trim_end_matches(['\n', '\0']);
+        let mounts = text("/proc/self/mountinfo").unwrap_or_default();
+        Facts {
+            root: Uid::effective().is_root(),
+            userns_clone: number("/proc/sys/kernel/unprivileged_userns_clone"),
+            apparmor_restricts: number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"),
+            apparmor_confined: !profile.is_empty() && profile != "unconfined",
+            seccomp: field(&status, "Seccomp:") == "2",
+            limit: number("/proc/sys/user/max_user_namespaces"),
+            // A process whose root is not a mount point sees no mount at "/".
+            chroot: !mounts.is_empty() && !mounts.lines().any(|l| l.split(' ').nth(4) == Some("/")),
+        }
+    }
+}
+
+impl Reason {
+    /// What a refusal with `errno` comes from.
+    pub fn of(errno: Errno, facts: &Facts) -> Reason {
+        match errno {
+            Errno::ENOSPC | Errno::EUSERS if facts.limit == Some(0) => Reason::LimitZero,
+            Errno::ENOSPC | Errno::EUSERS => Reason::LimitReached,
+            Errno::EINVAL => Reason::Kernel,
+            // Seccomp filters answer EPERM, some ENOSYS.
+            Errno::ENOSYS if facts.seccomp => Reason::Seccomp,
+            Errno::ENOSYS => Reason::Kernel,
+            Errno::EPERM | Errno::EACCES => {
+                if !facts.root && facts.userns_clone == Some(0) {
+                    Reason::Sysctl
+                } else if !facts.root && facts.apparmor_restricts == Some(1) && !facts.apparmor_confined {
+                    Reason::AppArmor
+                } else if facts.chroot {
+                    Reason::Chroot
+                } else if facts.seccomp {
+                    Reason::Seccomp
+                } else {
+                    Reason::Other(errno)
+                }
+            }
+            _ => Reason::Other(errno),
+        }
+    }
+
+    /// AppArmor lets the namespace be made and then refuses what is done in it: said where a map cannot be written.
+    fn hint_for_maps() -> String {
+        let facts = Facts::gather();
+        match facts.apparmor_restricts {
+            Some(1) if !facts.root && !facts.apparmor_confined => format!("; {}", Reason::AppArmor),
+            _ => String::new(),
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::Sysctl => f.write_str(
+                "this machine forbids them to ordinary users (kernel.unprivileged_userns_clone is 0): allow them with \
+                 `sudo sysctl kernel.unprivileged_userns_clone=1`",
+            ),
+            Reason::AppArmor => f.write_str(
+                "AppArmor forbids them to programs without a profile \
+                 (kernel.apparmor_restrict_unprivileged_userns is 1, the default of Ubuntu 23.10 and later): give this \
+                 program a profile with `userns,` in /etc/apparmor.d, or allow all with \
+                 `sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0`",
+            ),
+            Reason::Seccomp => f.write_str(
+                "a seccomp filter forbids it, such as a container engine's: start the container with \
+                 `--security-opt seccomp=unconfined`, or with a profile that allows unshare, clone and mount",
+            ),
+            Reason::LimitZero => f.write_str(
+                "their number is limited to none (user.max_user_namespaces is 0): allow some with \
+                 `sudo sysctl user.max_user_namespaces=15000`",
+            ),
+            Reason::LimitReached => f.write_str(
+                "the limit on their number or on their nesting is reached (user.max_user_namespaces, and 32 levels): \
+                 end some sandboxes or containers, or raise it with sysctl",
+            ),
+            Reason::Kernel => {
+                f.write_str("this kernel has none: one built with CONFIG_USER_NS and CONFIG_NET_NS is needed")
+            }
+            Reason::Chroot => {
+                f.write_str("the kernel forbids them inside a chroot: use a root that is a mount point (pivot_root)")
+            }
+            Reason::Other(errno) => write!(f, "{}", io::Error::from(*errno)),
+        }
+    }
+}
+
+/// unshare(2) a user namespace, and with it the others that `with` names.
+pub fn enter_new(with: CloneFlags) -> Result<(), UsernsError> {
+    unshare(CloneFlags::CLONE_NEWUSER | with)
+        .map_err(|errno| UsernsError::Forbidden(Reason::of(errno, &Facts::gather())))
+}
+
+/// One line of an id map: ids inside, outside, how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// First id inside.
+    pub inside: u32,
+    /// First id outside.
+    pub outside: u32,
+    /// How many.
+    pub count: u32,
+}
+
+/// The caller's ids as they are before any namespace is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller {
+    /// Effective uid.
+    pub uid: Uid,
+    /// Effective gid.
+    pub gid: Gid,
+}
+
+impl Caller {
+    /// Of this process.
+    pub fn current() -> Caller {
+        Caller { uid: Uid::effective(), gid: Gid::effective() }
+    }
+}
+
+/// In a new user namespace: map the one uid and gid that a process may map itself, as root or as they are.
+pub fn map_self(caller: Caller, map: MapUser) -> Result<(), UsernsError> {
+    let (uid, gid) = match map {
+        MapUser::Keep => (caller.uid.as_raw(), caller.gid.as_raw()),
+        MapUser::Root | MapUser::Auto => (0, 0),
+    };
+    write_map("/proc/self/setgroups", "deny")?;
+    write_map("/proc/self/uid_map", &format!("{uid} {} 1\n", caller.uid))?;
+    write_map("/proc/self/gid_map", &format!("{gid} {} 1\n", caller.gid))
+}
+
+/// In a user namespace nested in the sandbox's: the caller's id stays what it is.
+pub fn map_identity(caller: Caller) -> Result<(), UsernsError> {
+    map_self(caller, MapUser::Keep)
+}
+
+fn write_map(file: &'static str, text: &str) -> Result<(), UsernsError> {
+    fs::write(file, text).map_err(|error| UsernsError::Map { file, error })
+}
+
+/// Map 0 to the caller and 1 upwards to the caller's whole subordinate ranges, in the user namespace of `pid`.
+pub fn map_subordinate(pid: nix::unistd::Pid, caller: Caller) -> Result<(), UsernsError> {
+    let name = user_name(caller.uid);
+    let extents = |file: &'static str, kind, own| {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        let ranges = subordinate_ranges(&text, name.as_deref(), caller.uid);
+        if ranges.is_empty() {
+            let user = name.clone().unwrap_or_else(|| caller.uid.to_string());
+            return Err(UsernsError::NoRange { file, kind, user });
+        }
+        Ok(whole_map(own, &ranges))
+    };
+    let uids = extents("/etc/subuid", "uid", caller.uid.as_raw())?;
+    let gids = extents("/etc/subgid", "gid", caller.gid.as_raw())?;
+    run_tool("newuidmap", pid, &uids)?;
+    run_tool("newgidmap", pid, &gids)
+}
+
+fn run_tool(tool: &'static str, pid: nix::unistd::Pid, extents: &[Extent]) -> Result<(), UsernsError> {
+    let mut command = Command::new(tool);
+    command.arg(pid.to_string());
+    for e in extents {
+        command.args([e.inside.to_string(), e.outside.to_string(), e.count.to_string()]);
+    }
+    match command.output() {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let message = said.lines().next().unwrap_or("it did not say why").to_owned();
+            Err(UsernsError::Tool { tool, message })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(UsernsError::NoTool(tool)),
+        Err(error) => Err(UsernsError::Tool { tool, message: error.to_string() }),
+    }
+}
+
+/// The name of a uid in /etc/passwd (passwd(5)), without loading name service modules.
+fn user_name(uid: Uid) -> Option<String> {
+    let passwd = fs::read_to_string(Path::new("/etc/passwd")).unwrap_or_default();
+    let from_file = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse::<u32>().ok()? == uid.as_raw()).then(|| name.to_owned())
+    });
+    from_file.or_else(|| std::env::var("USER").ok())
+}
+
+/// The ranges `(first, count)` that a text in the form of subuid(5) gives to a user, by name or by uid.
+pub fn subordinate_ranges(text: &str, name: Option<&str>, uid: Uid) -> Vec<(u32, u32)> {
+    let number = uid.to_string();
+    text.lines()
+        .filter_map(|line| {
+            let mut fields = line.trim().split(':');
+            let (who, first, count) = (fields.next()?, fields.next()?, fields.next()?);
+            let ours = who == number || Some(who) == name;
+            let (first, count): (u32, u32) = (first.trim().parse().ok()?, count.trim().parse().ok()?);
+            (ours && count > 0 && first.checked_add(count - 1).is_some()).then_some((first, count))
+        })
+        .collect()
+}
+
+/// 0 is the caller, then the ranges one after the other.
+pub fn whole_map(own: u32, ranges: &[(u32, u32)]) -> Vec<Extent> {
+    let mut map = vec![Extent { inside: 0, outside: own, count: 1 }];
+    let mut next: u32 = 1;
+    for &(first, count) in ranges {
+        let Some(after) = next.checked_add(count) else { break };
+        map.push(Extent { inside: next, outside: first, count });
+        next = after;
+    }
+    map
+}
+
+/// Is the namespace file `path` (of /proc/self/ns or another process's) the same namespace as `other`?
+pub fn same_namespace(path: &CStr, other: &fs::Metadata) -> io::Result<bool> {
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::MetadataExt;
+    let path = Path::new(std::ffi::OsStr::from_bytes(path.to_bytes()));
+    let meta = fs::metadata(path)?;
+    Ok(meta.ino() == other.ino() && meta.dev() == other.dev())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn four_refusals_have_four_reasons_and_four_ways_out() {
+        let user = Facts { limit: Some(15000), ..Facts::default() };
+        let sysctl = Reason::of(Errno::EPERM, &Facts { userns_clone: Some(0), ..user.clone() });
+        let apparmor = Reason::of(Errno::EPERM, &Facts { apparmor_restricts: Some(1), ..user.clone() });
+        let seccomp = Reason::of(Errno::EPERM, &Facts { seccomp: true, ..user.clone() });
+        let limit = Reason::of(Errno::ENOSPC, &Facts { limit: Some(0), ..user.clone() });
+        assert_eq!(
+            [sysctl, apparmor, seccomp, limit],
+            [Reason::Sysctl, Reason::AppArmor, Reason::Seccomp, Reason::LimitZero]
+        );
+        assert!(sysctl.to_string().contains("sysctl kernel.unprivileged_userns_clone=1"));
+        assert!(apparmor.to_string().contains("/etc/apparmor.d"));
+        assert!(seccomp.to_string().contains("seccomp=unconfined"));
+        assert!(limit.to_string().contains("sysctl user.max_user_namespaces"));
+        assert_eq!(Reason::of(Errno::ENOSPC, &user), Reason::LimitReached);
+    }
+
+    #[test]
+    fn a_container_on_ubuntu_is_told_of_its_filter_not_of_apparmor() {
+        let facts = Facts { apparmor_restricts: Some(1), apparmor_confined: true, seccomp: true, ..Facts::default() };
+        assert_eq!(Reason::of(Errno::EPERM, &facts), Reason::Seccomp);
+    }
+
+    #[test]
+    fn root_is_not_told_of_what_concerns_users_only() {
+        let facts = Facts { root: true, userns_clone: Some(0), seccomp: true, ..Facts::default() };
+        assert_eq!(Reason::of(Errno::EPERM, &facts), Reason::Seccomp);
+    }
+
+    #[test]
+    fn every_range_of_the_user_is_mapped_one_after_the_other() {
+        let text = "other:1:5\nme:100000:65536\n# me:9:9\n1000:300000:10\nme:bad:1\nme:7:0\nme:4294967295:2\n";
+        let ranges = subordinate_ranges(text, Some("me"), Uid::from_raw(1000));
+        assert_eq!(ranges, [(100_000, 65_536), (300_000, 10)]);
+        let map = whole_map(1000, &ranges);
+        assert_eq!(
+            map,
+            [
+                Extent { inside: 0, outside: 1000, count: 1 },
+                Extent { inside: 1, outside: 100_000, count: 65_536 },
+                Extent { inside: 65_537, outside: 300_000, count: 10 },
+            ]
+        );
+        assert!(subordinate_ranges(text, Some("nobody"), Uid::from_raw(65534)).is_empty());
+    }
+}
