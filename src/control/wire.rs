@@ -6,14 +6,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::messages::MAX_MESSAGE;
-use crate::sys::scm;
+use crate::sys::scm::{self, ScmError};
 
 /// Why a message could not be sent or received.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
-    /// The kernel's answer. `WouldBlock` on a non-blocking socket that has nothing.
+    /// The kernel's answer.
     #[error("the connection between tapline and its gateway failed: {0}")]
-    Io(#[from] io::Error),
+    Connection(#[from] ScmError),
     /// The other side speaks something else.
     #[error("a message between tapline and its gateway cannot be read ({0}): are both of the same version?")]
     Json(#[from] serde_json::Error),
@@ -47,7 +47,7 @@ pub fn recv<T: DeserializeOwned>(socket: impl AsFd) -> Result<Option<(T, Vec<Own
         Ok((0, _)) => Ok(None),
         Ok((len, fds)) => Ok(Some((serde_json::from_slice(&buffer[..len])?, fds))),
         // The other side was killed with a message of ours unread.
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
+        Err(ScmError::Receive(error)) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

@@ -52,6 +52,7 @@ pub struct FakeHost {
 impl Host for FakeHost {
     fn tcp_connect(&mut self, _flow: TcpId, _to: SocketAddr, _hop_limit: Option<u8>) {}
     fn tcp_connect_dns(&mut self, _flow: TcpId, _asker: Asker) {}
+    fn tcp_keepalive(&mut self, _: TcpId) {}
     fn tcp_close(&mut self, _flow: TcpId, _reset: bool) {}
 
     fn udp_send(&mut self, flow: UdpId, to: SocketAddr, datagram: Datagram<'_>) -> Result<(), HostError> {

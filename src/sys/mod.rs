@@ -6,8 +6,10 @@
 pub mod caps;
 pub mod dgram;
 pub mod io;
-pub mod random;
 pub mod netlink;
+pub mod ns;
+pub mod proc;
+pub mod random;
 pub mod scm;
 pub mod sockopt;
 pub mod spawn;
@@ -17,6 +19,3 @@ pub mod testing;
 pub mod tun;
 pub mod vnet;
 pub mod watch;
-//! Raw kernel interfaces; all `unsafe` is here.
-pub mod ns;
-pub mod proc;

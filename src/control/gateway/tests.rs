@@ -63,7 +63,7 @@ struct Bench {
 impl Bench {
     /// Start one; its link is not looked at.
     fn start(api: Option<UnixListener>) -> Bench {
-        let (supervisor, theirs) = scm::socketpair().unwrap();
+        let (supervisor, theirs) = scm::pair().unwrap();
         let (events, events_out) = mpsc::channel(16);
         let poll = mio::Poll::new().unwrap();
         let (sender, commands) = CommandSender::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap());
@@ -281,7 +281,7 @@ fn descriptors_are_taken_for_what_they_are() {
 
 #[test]
 fn a_supervisor_that_goes_before_it_attaches_leaves_nothing() {
-    let (supervisor, theirs) = scm::socketpair().unwrap();
+    let (supervisor, theirs) = scm::pair().unwrap();
     drop(supervisor);
     let (started, was_started) = sync_mpsc::channel();
     serve(theirs, |_| {
@@ -294,7 +294,7 @@ fn a_supervisor_that_goes_before_it_attaches_leaves_nothing() {
 
 #[test]
 fn a_wrong_link_is_refused_before_a_worker_is_started() {
-    let (supervisor, theirs) = scm::socketpair().unwrap();
+    let (supervisor, theirs) = scm::pair().unwrap();
     wire::send(&supervisor, &attach(false), &[file().as_fd()]).unwrap();
     serve(theirs, |_| panic!("started")).unwrap();
     let (said, _) = wire::recv::<FromGateway>(&supervisor).unwrap().unwrap();
