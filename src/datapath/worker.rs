@@ -126,12 +126,8 @@ impl Worker {
                     }
                     Some((Kind::Udp, index)) => self.ready_udp.push((index, event.is_error())),
                     Some((Kind::Ping, index)) => self.ready_ping.push((index, event.is_error())),
-                    Some((Kind::Command, _)) => {
-                        if !self.commands(now) {
-                            return Ok(());
-                        }
-                    }
-                    None => {}
+                    Some((Kind::Command, _)) if !self.commands(now) => return Ok(()),
+                    Some((Kind::Command, _)) | None => {}
                 }
             }
             self.full_links();

@@ -556,7 +556,7 @@ mod tests {
         test.udp("10.0.2.100:4001", "192.0.2.1:54", b"x");
         let dns = test.host.udp[0].flow;
         let begun = test.now;
-        assert_eq!(test.gateway.next_timeout(), Some(begun + Duration::from_secs(10)));
+        assert_eq!(test.gateway.udp.next_timeout(), Some(begun + Duration::from_secs(10)));
         test.pass(Duration::from_secs(9));
         test.gateway.handle_udp(test.now, dns, at("192.0.2.1:53"), b"y", 0, 0, &mut test.link);
         test.pass(Duration::from_secs(9));
@@ -566,7 +566,7 @@ mod tests {
         test.pass(Duration::from_secs(160));
         assert_eq!(test.gateway.flows().1, 1);
         test.pass(Duration::from_secs(1));
-        assert_eq!((test.gateway.flows().1, test.gateway.next_timeout()), (0, None));
+        assert_eq!((test.gateway.flows().1, test.gateway.udp.next_timeout()), (0, None));
         // Late, for a flow that has ended: nothing.
         test.link.frames.clear();
         test.gateway.handle_udp(test.now, dns, at("192.0.2.1:53"), b"y", 0, 0, &mut test.link);

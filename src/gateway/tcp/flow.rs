@@ -124,14 +124,14 @@ impl OpenFlow {
         stream: &mut impl HostStream,
         link: &mut impl Link,
     ) -> Pumped {
-        let mut more = self.to_host(stream);
-        more |= self.from_host(now, interface, counters, stream, link);
+        let mut more = self.push_to_host(stream);
+        more |= self.pull_from_host(now, interface, counters, stream, link);
         let link_full = self.transmit(now, interface, counters, link);
         Pumped { end: self.end(), more, link_full }
     }
 
     /// Receive ring to host socket. Says whether the budget ended it.
-    fn to_host(&mut self, stream: &mut impl HostStream) -> bool {
+    fn push_to_host(&mut self, stream: &mut impl HostStream) -> bool {
         let socket = self.slot.socket();
         let mut budget = BUDGET;
         while socket.can_recv() && !self.broken {
@@ -170,7 +170,7 @@ impl OpenFlow {
     }
 
     /// Host socket to send ring, and segments out of it as they come. Says whether the budget ended it.
-    fn from_host(
+    fn pull_from_host(
         &mut self,
         now: smoltcp::time::Instant,
         interface: &mut Interface,

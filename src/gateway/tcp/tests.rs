@@ -331,7 +331,7 @@ impl Sim {
         self.streams.values_mut().next().unwrap()
     }
 
-    fn to_gateway(&mut self, packet: &[u8]) {
+    fn give_gateway(&mut self, packet: &[u8]) {
         let mut frame = Vec::with_capacity(14 + packet.len());
         frame.extend_from_slice(&self.gateway.network().gateway_mac.0);
         frame.extend_from_slice(&self.mac.0);
@@ -350,7 +350,7 @@ impl Sim {
             false => self.trouble.pass(&mut self.device.outgoing, &mut arriving),
         }
         for packet in arriving {
-            self.to_gateway(&packet);
+            self.give_gateway(&packet);
         }
         let asked: Vec<TcpId> = self.host.connects.iter().map(|c| c.0).chain(self.host.dns.iter().copied()).collect();
         for id in asked {
@@ -674,7 +674,7 @@ fn a_wrong_checksum_is_counted_and_dropped() {
     sim.interface.poll(clock, &mut sim.device, &mut sim.sockets);
     let mut syn = sim.device.outgoing.pop_front().unwrap();
     syn[20 + 16] ^= 1;
-    sim.to_gateway(&syn);
+    sim.give_gateway(&syn);
     assert_eq!(sim.gateway.counters().dropped(DropReason::Checksum), 1);
     assert!(sim.host.connects.is_empty());
 }
