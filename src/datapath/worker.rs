@@ -51,6 +51,9 @@ const DATAGRAM_BUDGET: usize = 64;
 /// Events taken in one wait.
 const EVENT_CAPACITY: usize = 512;
 
+/// Stack of the worker's thread in bytes.
+const STACK: usize = 512 * 1024;
+
 /// One endpoint's receiving half.
 struct Port {
     endpoint: Endpoint,
@@ -102,6 +105,24 @@ impl Worker {
             batch: Batch::new(),
         };
         Ok((worker, sender))
+    }
+
+    /// Start a worker in a thread of its own. `events` leads to the control thread.
+    pub fn start(events: mpsc::Sender<Event>) -> io::Result<CommandSender> {
+        let (sent, made) = std::sync::mpsc::sync_channel(1);
+        // The worker is made where it runs: its links share buffers within their thread.
+        std::thread::Builder::new().name("worker".into()).stack_size(STACK).spawn(move || match Worker::new(events) {
+            Ok((worker, commands)) => {
+                let _ = sent.send(Ok(commands));
+                if let Err(error) = worker.run() {
+                    tracing::error!("the gateway's worker has ended: {error}");
+                }
+            }
+            Err(error) => {
+                let _ = sent.send(Err(error));
+            }
+        })?;
+        made.recv().unwrap_or_else(|_| Err(io::Error::other("the worker ended at once")))
     }
 
     /// The event loop. Returns when all senders of commands are gone; fails when epoll does.
