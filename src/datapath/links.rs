@@ -54,6 +54,11 @@ impl Link for Links {
         self.senders.get(port.0 as usize).and_then(Option::as_ref).is_some_and(Transmitter::has_room)
     }
 
+    fn takes_udp_super_segments(&self, port: PortId) -> bool {
+        let sender = self.senders.get(port.0 as usize).and_then(Option::as_ref);
+        sender.is_some_and(Transmitter::takes_udp_super_segments)
+    }
+
     fn transmit<R>(&mut self, port: PortId, offload: Offload, len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
         match self.senders.get_mut(port.0 as usize).and_then(Option::as_mut) {
             Some(sender) => sender.transmit(offload, len, fill),

@@ -99,7 +99,8 @@ impl Port {
     pub fn from_tap(tap: Tap) -> Port {
         let capabilities = tap.offloads();
         let fd = Arc::new(tap.into_fd());
-        Port { receiver: Receiver::Tap(fd.clone()), transmitter: Transmitter::new(fd), capabilities }
+        let transmitter = Transmitter::new(fd.clone(), capabilities.uso);
+        Port { receiver: Receiver::Tap(fd), transmitter, capabilities }
     }
 
     /// What frames for this port may leave to the sandbox's kernel: checksum, segmentation.
@@ -231,13 +232,20 @@ pub struct Transmitter {
     fd: Arc<OwnedFd>,
     /// Frames with their headers that found no room, and their lengths; in order.
     queue: VecDeque<(Buffer, usize)>,
+    /// The sandbox's kernel cuts UDP super-segments itself.
+    udp_super_segments: bool,
     refused: u64,
     overflowed: u64,
 }
 
 impl Transmitter {
-    fn new(fd: Arc<OwnedFd>) -> Transmitter {
-        Transmitter { fd, queue: VecDeque::new(), refused: 0, overflowed: 0 }
+    fn new(fd: Arc<OwnedFd>, udp_super_segments: bool) -> Transmitter {
+        Transmitter { fd, queue: VecDeque::new(), udp_super_segments, refused: 0, overflowed: 0 }
+    }
+
+    /// May frames be UDP super-segments?
+    pub fn takes_udp_super_segments(&self) -> bool {
+        self.udp_super_segments
     }
 
     /// May data be transmitted? Control frames may always be. When this is `false`, call
