@@ -35,6 +35,7 @@ use std::time::Duration;
 use crate::gateway::link::{Gso, Offload};
 use crate::plan::LinkKind;
 use crate::sys::io::{read, write};
+use crate::sys::packet::{PacketError, PacketRing};
 use crate::sys::tun::{Offloads, Tap, TapError};
 use crate::sys::vnet::{self, VNET_HEADER, VnetHeader};
 
@@ -71,9 +72,9 @@ pub enum PortError {
     /// It is no usable TAP.
     #[error(transparent)]
     Tap(#[from] TapError),
-    /// Packet sockets are not carried yet.
-    #[error("packet sockets are not carried by this build; use --link tap")]
-    NoRing,
+    /// It is no usable packet socket.
+    #[error(transparent)]
+    Packet(#[from] PacketError),
 }
 
 /// One sandbox's link.
@@ -91,7 +92,7 @@ impl Port {
     pub fn from_fd(kind: LinkKind, fd: OwnedFd) -> Result<Port, PortError> {
         match kind {
             LinkKind::Tap => Ok(Port::from_tap(Tap::from_fd(fd)?)),
-            LinkKind::Packet => Err(PortError::NoRing),
+            LinkKind::Packet => Ok(Port::from_ring(PacketRing::from_fd(fd)?)),
         }
     }
 
@@ -101,6 +102,13 @@ impl Port {
         let fd = Arc::new(tap.into_fd());
         let transmitter = Transmitter::new(fd.clone(), capabilities.uso);
         Port { receiver: Receiver::Tap(fd), transmitter, capabilities }
+    }
+
+    /// A port on a packet socket with its ring. A veth pair takes every offload.
+    pub fn from_ring(ring: PacketRing) -> Port {
+        let capabilities = Offloads { csum: true, tso4: true, tso6: true, uso: true };
+        let transmitter = Transmitter::new(ring.socket());
+        Port { receiver: Receiver::Ring(ring), transmitter, capabilities }
     }
 
     /// What frames for this port may leave to the sandbox's kernel: checksum, segmentation.
@@ -127,6 +135,8 @@ impl AsRawFd for Port {
 pub enum Receiver {
     /// A TAP queue: one read for each frame.
     Tap(Arc<OwnedFd>),
+    /// A packet socket: frames in a ring shared with the kernel.
+    Ring(PacketRing),
 }
 
 impl Receiver {
@@ -145,6 +155,11 @@ impl Receiver {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                     Err(error) => return Err(error.into()),
                 }
+            },
+            Receiver::Ring(ring) => match ring.recv() {
+                None => Ok(None),
+                Some(frame) if frame.incomplete => Err(RecvError::Malformed),
+                Some(frame) => Ok(Some((offload(&frame.header, frame.bytes.len())?, frame.bytes))),
             },
         }
     }

@@ -10,6 +10,8 @@ pub mod netlink;
 pub mod ns;
 pub mod proc;
 pub mod random;
+pub mod netns;
+pub mod packet;
 pub mod scm;
 pub mod sockopt;
 pub mod spawn;

@@ -376,6 +376,12 @@ impl Netlink {
     }
 }
 
+impl AsFd for Netlink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
 /// One message of an answer; no payload where it could not be decoded.
 struct Answer {
     flags: u16,
