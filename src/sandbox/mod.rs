@@ -81,3 +81,5 @@ fn killed_by(signal: Option<i32>) -> String {
         _ => String::new(),
     }
 }
+//! (being built)
+pub mod link;

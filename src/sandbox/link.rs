@@ -1,0 +1,429 @@
+//! The interface inside: made and configured by the agent, which is in the sandbox's user and network namespace
+//! and has CAP_NET_ADMIN there.
+//!
+//! # Theory of operation
+//!
+//! [`make_link`] makes the interface and hands out the descriptor that the gateway carries its frames by. It is a
+//! TAP where /dev/net/tun can be had. Where it cannot, it is a veth pair: one half is the sandbox's interface,
+//! the other half goes to a second, empty network namespace of the same user namespace, and a packet socket is
+//! bound to it. CMD never sees that namespace, and no IP stack answers there. Nothing but the packet socket
+//! keeps the second namespace alive: when the socket is closed the kernel takes down the namespace and the pair.
+//! It does so a little later, so a name that is taken is tried again for a moment.
+//!
+//! [`configure`] gives the interface its MTU, MAC, addresses and routes. The kernel shall add nothing of its own
+//! and wait for nothing: no link-local address that is tentative for a second (addr_gen_mode none, one of ours
+//! instead), no router advertisements (accept_ra 0), no duplicate address detection, reverse-path filtering
+//! loose where it was inherited from the host. Most of that is sysctls, and /proc/sys is read-only in many
+//! containers: then what netlink can do is done by netlink, and what is left is a [notice](Configured::notices),
+//! not an error. A kernel without IPv6 is a notice too.
+//!
+//! What is made disappears with the descriptor or with the namespace; there is nothing to undo.
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread::sleep;
+use std::time::Duration;
+
+use crate::plan::{LinkChoice, LinkKind, MacAddr};
+use crate::sys::netlink::{LinkChange, Netlink, NetlinkError};
+use crate::sys::netns;
+use crate::sys::packet::{self, PacketError};
+use crate::sys::tun::{Tap, TapError, valid_ifname};
+
+/// Name of the half that the sandbox does not see.
+const FAR_HALF: &str = "far0";
+
+/// MTU of the far half, the largest a veth can have: the gateway never sends more than fits the sandbox's half.
+const FAR_MTU: u32 = 65_535;
+
+/// How long, and how often, a name that is taken is tried again.
+const LEFTOVER_RETRIES: u32 = 25;
+const LEFTOVER_PAUSE: Duration = Duration::from_millis(10);
+
+/// Why the sandbox has no interface.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// No TAP, and nothing else was allowed or could help.
+    #[error("{0}{hint}", hint = if .0.is_unavailable() { "; use --link packet, which needs no device" } else { "" })]
+    Tap(#[from] TapError),
+    /// No second namespace.
+    #[error("cannot make a second network namespace for the packet socket: {0}; see user.max_net_namespaces")]
+    Namespace(#[source] io::Error),
+    /// No way back from the second namespace: the agent cannot go on.
+    #[error("cannot return to the sandbox's network namespace: {0}")]
+    Return(#[source] io::Error),
+    /// The kernel makes no veth pairs.
+    #[error("this kernel has no veth interfaces (module veth), which a packet socket needs; use --link tap")]
+    NoVeth,
+    /// No packet socket.
+    #[error(transparent)]
+    Packet(#[from] PacketError),
+    /// A step of configuring failed.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// Neither kind of link can be had.
+    #[error("{tap}; and a packet socket in its place: {packet}")]
+    Neither {
+        /// Why no TAP.
+        tap: TapError,
+        /// Why no packet socket.
+        packet: Box<LinkError>,
+    },
+}
+
+/// A link that was made.
+#[derive(Debug)]
+pub struct MadeLink {
+    /// What the descriptor is.
+    pub kind: LinkKind,
+    /// The TAP queue or packet socket, for the gateway.
+    pub fd: OwnedFd,
+    /// One line for the person, where it is not what was expected.
+    pub notice: Option<String>,
+}
+
+/// The addresses of one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses<Ip> {
+    /// The sandbox's address.
+    pub address: Ip,
+    /// Length of the subnet's prefix.
+    pub prefix: u8,
+    /// Where the default route leads; `None` for none.
+    pub gateway: Option<Ip>,
+}
+
+/// What [`configure`] has to say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Configured {
+    /// Lines for the person: what could not be set, and what that means.
+    pub notices: Vec<String>,
+    /// IPv6 was asked for and is there.
+    pub v6: bool,
+}
+
+/// Make the sandbox's interface, down, with its MAC and MTU, in the calling thread's network namespace. With
+/// [`LinkChoice::Auto`] a TAP if possible.
+///
+/// The thread is in the same network namespace afterwards, unless the error is [`LinkError::Return`]. No other
+/// thread should be running: a new namespace is entered for a moment.
+pub fn make_link(choice: LinkChoice, ifname: &str, mac: MacAddr, mtu: u16) -> Result<MadeLink, LinkError> {
+    let made = match choice {
+        LinkChoice::Packet => make_veth(ifname).map(|fd| MadeLink { kind: LinkKind::Packet, fd, notice: None })?,
+        LinkChoice::Tap => tap(Tap::create(ifname)?),
+        LinkChoice::Auto => match Tap::create(ifname) {
+            Ok(made) => tap(made),
+            Err(tap) if tap.is_unavailable() => {
+                let notice = format!("{tap}; using a packet socket instead");
+                match make_veth(ifname) {
+                    Ok(fd) => MadeLink { kind: LinkKind::Packet, fd, notice: Some(notice) },
+                    Err(packet) => return Err(LinkError::Neither { tap, packet: Box::new(packet) }),
+                }
+            }
+            Err(error) => return Err(error.into()),
+        },
+    };
+    let mut netlink = Netlink::open()?;
+    let index = netlink.link(ifname)?.index;
+    // Before the interface is up, so that it never has an address of the kernel's making.
+    let _ = netlink.set_addr_gen_mode_none(index);
+    netlink.change_link(index, &LinkChange { mac: Some(mac.0), mtu: Some(u32::from(mtu)), ..LinkChange::default() })?;
+    Ok(made)
+}
+
+fn tap(tap: Tap) -> MadeLink {
+    MadeLink { kind: LinkKind::Tap, fd: tap.into_fd(), notice: None }
+}
+
+/// Make a veth pair whose other half lies in a namespace of its own, and a packet socket on that half.
+fn make_veth(ifname: &str) -> Result<OwnedFd, LinkError> {
+    if !valid_ifname(ifname) {
+        return Err(TapError::Name(ifname.to_owned()).into());
+    }
+    let here = netns::of_socket(&Netlink::open()?).map_err(LinkError::Namespace)?;
+    netns::unshare().map_err(LinkError::Namespace)?;
+    let made = far_half(ifname, &here);
+    netns::enter(&here).map_err(LinkError::Return)?;
+    made
+}
+
+/// In the second namespace: the pair, and the packet socket on its half that stays here.
+fn far_half(ifname: &str, sandbox: &OwnedFd) -> Result<OwnedFd, LinkError> {
+    let mut netlink = Netlink::open()?;
+    create_veth(&mut netlink, ifname, sandbox)?;
+    let index = netlink.link(FAR_HALF)?.index;
+    let set_up = |netlink: &mut Netlink| {
+        // This half must be silent. One of the two is enough; a kernel without IPv6 needs neither.
+        let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{FAR_HALF}/disable_ipv6"), "1");
+        let _ = netlink.set_addr_gen_mode_none(index);
+        netlink.change_link(index, &LinkChange { up: Some(true), mtu: Some(FAR_MTU), ..LinkChange::default() })?;
+        Ok(packet::open(index)?)
+    };
+    let socket = set_up(&mut netlink);
+    if socket.is_err() {
+        // Not left to the namespace's end, which comes later: the name shall be free at once.
+        let _ = netlink.delete_link(index);
+    }
+    socket
+}
+
+fn create_veth(netlink: &mut Netlink, ifname: &str, sandbox: &OwnedFd) -> Result<(), LinkError> {
+    let mut attempts = 0;
+    loop {
+        match netlink.create_veth(FAR_HALF, ifname, sandbox.as_fd()) {
+            Ok(()) => return Ok(()),
+            Err(error) => match error.errno() {
+                // A pair that has just been given up may still be there.
+                Some(libc::EEXIST) if attempts < LEFTOVER_RETRIES => {
+                    attempts += 1;
+                    sleep(LEFTOVER_PAUSE);
+                }
+                Some(libc::EEXIST) => return Err(TapError::Taken(ifname.to_owned()).into()),
+                Some(libc::EOPNOTSUPP) => return Err(LinkError::NoVeth),
+                _ => return Err(error.into()),
+            },
+        }
+    }
+}
+
+/// Bring `lo` up and open what is closed by default inside: ports below 1024 and ping sockets for everybody.
+/// The notices say what could not be set.
+pub fn configure_namespace() -> Result<Configured, LinkError> {
+    let mut netlink = Netlink::open()?;
+    let mut done = Configured::default();
+    let lo = netlink.link("lo")?.index;
+    netlink.change_link(lo, &LinkChange { up: Some(true), ..LinkChange::default() })?;
+    if let Err(error) = sysctl("net/ipv4/ip_unprivileged_port_start", "0") {
+        done.notices.push(format!("only root inside can bind ports below 1024: {error}"));
+    }
+    // Groups that the user namespace does not map are refused, so the widest range that is taken is looked for.
+    if sysctl("net/ipv4/ping_group_range", "0 2147483647").is_err()
+        && let Err(error) = ping_groups()
+    {
+        done.notices.push(format!("only root inside can ping: {error}"));
+    }
+    Ok(done)
+}
+
+/// Ping sockets for the groups that are mapped here, as far as they follow each other from 0, or for our own.
+fn ping_groups() -> io::Result<()> {
+    let map = std::fs::read_to_string("/proc/self/gid_map")?;
+    let mut ranges: Vec<(u64, u64)> = map
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split_ascii_whitespace();
+            Some((words.next()?.parse().ok()?, words.nth(1)?.parse().ok()?))
+        })
+        .collect();
+    ranges.sort_unstable();
+    let (first, mut end) = ranges.first().map(|&(at, count)| (at, at + count)).ok_or(io::ErrorKind::NotFound)?;
+    for (at, count) in ranges {
+        if at == end {
+            end += count;
+        }
+    }
+    sysctl("net/ipv4/ping_group_range", &format!("{first} {}", end - 1))
+}
+
+/// Give the interface its addresses and routes and bring it up. [`configure_namespace`] is called first.
+///
+/// # Errors
+///
+/// Where the interface, an address or a route is refused. A missing IPv6 is no error but a notice.
+pub fn configure(
+    ifname: &str,
+    mac: MacAddr,
+    mtu: u16,
+    v4: Option<Addresses<Ipv4Addr>>,
+    v6: Option<Addresses<Ipv6Addr>>,
+) -> Result<Configured, LinkError> {
+    let mut done = configure_namespace()?;
+    let mut netlink = Netlink::open()?;
+    let index = netlink.link(ifname)?.index;
+    let mut v6 = v6;
+    if v6.is_some() && !std::path::Path::new("/proc/sys/net/ipv6").exists() && !has_ipv6(&mut netlink)? {
+        done.notices.push("this kernel has no IPv6: the sandbox goes without".to_owned());
+        v6 = None;
+    }
+    quiet_interface(&mut netlink, index, ifname, v6.is_some(), &mut done);
+    let change = LinkChange { up: Some(true), mtu: Some(u32::from(mtu)), mac: Some(mac.0), ..LinkChange::default() };
+    netlink.change_link(index, &change)?;
+    if let Some(v4) = v4 {
+        netlink.add_address(index, v4.address.into(), v4.prefix)?;
+        if let Some(gateway) = v4.gateway {
+            netlink.add_route(index, Ipv4Addr::UNSPECIFIED.into(), 0, Some(gateway.into()))?;
+        }
+    }
+    if let Some(v6) = v6 {
+        match add_v6(&mut netlink, index, mac, v6) {
+            Ok(()) => done.v6 = true,
+            Err(error) if error.is_family_missing() => {
+                done.notices.push(format!("the sandbox goes without IPv6: {error}"));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(done)
+}
+
+fn add_v6(netlink: &mut Netlink, index: u32, mac: MacAddr, v6: Addresses<Ipv6Addr>) -> Result<(), NetlinkError> {
+    netlink.add_address(index, IpAddr::V6(mac.link_local()), 64)?;
+    netlink.add_address(index, v6.address.into(), v6.prefix)?;
+    match v6.gateway {
+        Some(gateway) => netlink.add_route(index, Ipv6Addr::UNSPECIFIED.into(), 0, Some(gateway.into())),
+        None => Ok(()),
+    }
+}
+
+/// Does the kernel speak IPv6? Asked where /proc does not say: with it, `lo` has ::1 as soon as it is up.
+fn has_ipv6(netlink: &mut Netlink) -> Result<bool, NetlinkError> {
+    Ok(netlink.addresses()?.iter().any(|a| a.ip.is_ipv6()))
+}
+
+/// Keep the kernel from adding anything of its own to the interface.
+fn quiet_interface(netlink: &mut Netlink, index: u32, ifname: &str, v6: bool, done: &mut Configured) {
+    // The kernel takes the higher of `all` and the interface's own value; 2 is loose (RFC 3704).
+    let strict = std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/rp_filter").is_ok_and(|v| v.trim() == "1");
+    if strict && let Err(error) = sysctl(&interface_key("ipv4", ifname, "rp_filter"), "2") {
+        done.notices.push(format!("reverse-path filtering stays strict inside: {error}"));
+    }
+    if !v6 {
+        return;
+    }
+    // A new namespace may have IPv6 switched off by a default it inherited.
+    let _ = sysctl(&interface_key("ipv6", ifname, "disable_ipv6"), "0");
+    let _ = sysctl(&interface_key("ipv6", ifname, "autoconf"), "0");
+    let _ = sysctl(&interface_key("ipv6", ifname, "accept_dad"), "0");
+    if let Err(error) = sysctl(&interface_key("ipv6", ifname, "accept_ra"), "0") {
+        done.notices.push(format!("router advertisements are listened to inside: {error}"));
+    }
+    if netlink.set_addr_gen_mode_none(index).is_err() {
+        let _ = sysctl(&interface_key("ipv6", ifname, "addr_gen_mode"), "1");
+    }
+}
+
+/// The path of an interface's sysctl. A name may have dots in it; the path has them too.
+fn interface_key(family: &str, ifname: &str, key: &str) -> String {
+    format!("net/{family}/conf/{ifname}/{key}")
+}
+
+/// Set a sysctl of the calling thread's network namespace.
+fn sysctl(key: &str, value: &str) -> io::Result<()> {
+    std::fs::write(format!("/proc/sys/{key}"), value)
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot set {}: {error}", key.replace('/', "."))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::netlink::Address;
+    use crate::sys::testing::in_namespace;
+
+    const MAC: MacAddr = MacAddr([2, 0x42, 10, 0, 2, 100]);
+
+    fn text(error: impl std::fmt::Display) -> String {
+        error.to_string()
+    }
+
+    fn check_configured(choice: LinkChoice) -> Result<(), String> {
+        let made = make_link(choice, "tl0", MAC, 1500).map_err(text)?;
+        let v4 =
+            Addresses { address: Ipv4Addr::new(10, 0, 2, 100), prefix: 24, gateway: Some(Ipv4Addr::new(10, 0, 2, 2)) };
+        let v6 = Addresses {
+            address: "fd00::100".parse().map_err(text)?,
+            prefix: 64,
+            gateway: Some("fd00::2".parse().map_err(text)?),
+        };
+        let done = configure("tl0", MAC, 1500, Some(v4), Some(v6)).map_err(text)?;
+        if !done.v6 || !done.notices.is_empty() {
+            return Err(format!("{done:?}"));
+        }
+        let mut netlink = Netlink::open().map_err(text)?;
+        let link = netlink.link("tl0").map_err(text)?;
+        if !link.up || link.mtu != 1500 || link.mac != Some(MAC.0) {
+            return Err(format!("{link:?}"));
+        }
+        let mut addresses: Vec<Address> = netlink.addresses().map_err(text)?;
+        addresses.retain(|a| a.index == link.index);
+        let mut have: Vec<String> = addresses.iter().map(|a| format!("{}/{}", a.ip, a.prefix)).collect();
+        have.sort();
+        let link_local = format!("{}/64", MAC.link_local());
+        if have != ["10.0.2.100/24", "fd00::100/64", link_local.as_str()] || addresses.iter().any(|a| a.tentative) {
+            return Err(format!("{addresses:?}"));
+        }
+        let defaults = netlink.routes().map_err(text)?.iter().filter(|r| r.prefix == 0).count();
+        if defaults != 2 {
+            return Err(format!("{defaults} default routes"));
+        }
+        let read = |key: &str| std::fs::read_to_string(format!("/proc/sys/{key}")).map_err(text);
+        if read("net/ipv6/conf/tl0/accept_ra")?.trim() != "0"
+            || read("net/ipv4/ip_unprivileged_port_start")?.trim() != "0"
+            || read("net/ipv4/ping_group_range")?.split_ascii_whitespace().next() != Some("0")
+        {
+            return Err("a sysctl is not as it should be".to_owned());
+        }
+        drop(made);
+        Ok(())
+    }
+
+    #[test]
+    fn tap_is_configured_and_usable_at_once() {
+        in_namespace(|| check_configured(LinkChoice::Tap));
+    }
+
+    #[test]
+    fn veth_is_configured_and_usable_at_once() {
+        in_namespace(|| check_configured(LinkChoice::Packet));
+    }
+
+    #[test]
+    fn name_of_a_veth_is_free_again_when_its_socket_is_closed() {
+        in_namespace(|| {
+            for _ in 0..3 {
+                let made = make_link(LinkChoice::Packet, "tl0", MAC, 1500).map_err(text)?;
+                if made.kind != LinkKind::Packet || made.notice.is_some() {
+                    return Err(format!("{made:?}"));
+                }
+            }
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn bad_and_taken_names_are_said_to_be() {
+        in_namespace(|| {
+            let _made = make_link(LinkChoice::Packet, "tl0", MAC, 1500).map_err(text)?;
+            for choice in [LinkChoice::Tap, LinkChoice::Packet, LinkChoice::Auto] {
+                match make_link(choice, "tl0", MAC, 1500) {
+                    Err(LinkError::Tap(TapError::Taken(name))) if name == "tl0" => {}
+                    other => return Err(format!("{choice:?}: {other:?}")),
+                }
+                match make_link(choice, "sixteen-bytes-xx", MAC, 1500) {
+                    Err(LinkError::Tap(TapError::Name(_))) => {}
+                    other => return Err(format!("{choice:?}: {other:?}")),
+                }
+            }
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn thread_is_back_in_its_namespace_after_a_failure() {
+        in_namespace(|| {
+            let _tap = make_link(LinkChoice::Tap, "tl0", MAC, 1500).map_err(text)?;
+            if make_link(LinkChoice::Packet, "tl0", MAC, 1500).is_ok() {
+                return Err("a taken name was taken again".to_owned());
+            }
+            Netlink::open().and_then(|mut n| n.link("tl0")).map(drop).map_err(text)
+        });
+    }
+
+    #[test]
+    fn missing_device_is_one_line_that_says_what_is_done_instead() {
+        let denied = TapError::Open(io::Error::from_raw_os_error(libc::EACCES));
+        assert!(denied.is_unavailable());
+        assert_eq!(denied.to_string(), "cannot open /dev/net/tun: permission denied");
+        let forced = LinkError::Tap(denied).to_string();
+        assert_eq!(forced, "cannot open /dev/net/tun: permission denied; use --link packet, which needs no device");
+    }
+}
