@@ -342,3 +342,241 @@ impl Transmitter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{LinkChoice, MacAddr};
+    use crate::sandbox::link::{Addresses, configure, make_link};
+    use crate::sys::testing::in_namespace;
+    use std::io::{Read, Write};
+    use std::net::{Ipv4Addr, TcpStream};
+    use std::time::Instant;
+
+    const SANDBOX_MAC: MacAddr = MacAddr([2, 0x42, 10, 0, 2, 100]);
+    const GATEWAY_MAC: MacAddr = MacAddr([2, 0x42, 10, 0, 2, 2]);
+    const SANDBOX: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
+    const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+
+    fn text(error: impl std::fmt::Display) -> String {
+        error.to_string()
+    }
+
+    /// The next frame that `wanted` takes, within five seconds.
+    fn wait<T>(
+        receiver: &mut Receiver,
+        fd: &OwnedFd,
+        what: &str,
+        mut wanted: impl FnMut(&Offload, &[u8]) -> Option<T>,
+    ) -> Result<T, String> {
+        let mut buffer = vec![0; RX_BUFFER];
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < deadline {
+            match receiver.recv(&mut buffer).map_err(text)? {
+                Some((offload, frame)) => {
+                    if let Some(found) = wanted(&offload, frame) {
+                        return Ok(found);
+                    }
+                }
+                None => {
+                    let mut poll = [nix::poll::PollFd::new(fd.as_fd(), nix::poll::PollFlags::POLLIN)];
+                    nix::poll::poll(&mut poll, 100u16).map_err(text)?;
+                }
+            }
+        }
+        Err(format!("{what} did not come"))
+    }
+
+    fn sum(bytes: &[u8], start: u32) -> u16 {
+        let mut sum = start;
+        for pair in bytes.chunks(2) {
+            sum += u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
+        }
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        sum as u16
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    /// A TCP segment from the gateway's port 80, its checksum left to the link.
+    fn send_tcp(tx: &mut Transmitter, to: u16, seq: u32, ack: u32, flags: u8, options: &[u8], data: &[u8], gso: u16) {
+        let tcp_len = 20 + options.len() + data.len();
+        let length = 14 + 20 + tcp_len;
+        let offload = Offload {
+            needs_csum: true,
+            csum_start: 34,
+            csum_offset: 16,
+            gso: if gso == 0 { Gso::None } else { Gso::TcpV4 },
+            gso_size: gso,
+            hdr_len: (54 + options.len()) as u16,
+            ..Offload::default()
+        };
+        tx.transmit(offload, length, |frame| {
+            frame[..6].copy_from_slice(&SANDBOX_MAC.0);
+            frame[6..12].copy_from_slice(&GATEWAY_MAC.0);
+            frame[12..14].copy_from_slice(&[8, 0]);
+            let ip = &mut frame[14..];
+            ip[..12].copy_from_slice(&[0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0]);
+            ip[2..4].copy_from_slice(&((20 + tcp_len) as u16).to_be_bytes());
+            ip[12..16].copy_from_slice(&GATEWAY.octets());
+            ip[16..20].copy_from_slice(&SANDBOX.octets());
+            let check = !sum(&ip[..20], 0);
+            ip[10..12].copy_from_slice(&check.to_be_bytes());
+            let pseudo = sum(&ip[12..20], 6 + tcp_len as u32);
+            let tcp = &mut ip[20..];
+            tcp[..2].copy_from_slice(&80u16.to_be_bytes());
+            tcp[2..4].copy_from_slice(&to.to_be_bytes());
+            tcp[4..8].copy_from_slice(&seq.to_be_bytes());
+            tcp[8..12].copy_from_slice(&ack.to_be_bytes());
+            tcp[12] = (((20 + options.len()) / 4) << 4) as u8;
+            tcp[13] = flags;
+            tcp[14..16].copy_from_slice(&0xffffu16.to_be_bytes());
+            tcp[16..18].copy_from_slice(&pseudo.to_be_bytes());
+            tcp[18..20].fill(0);
+            tcp[20..20 + options.len()].copy_from_slice(options);
+            tcp[20 + options.len()..].copy_from_slice(data);
+        });
+    }
+
+    /// The sandbox's kernel answers ARP, and exchanges TCP super-segments with us both ways.
+    fn exchange(choice: LinkChoice) -> Result<(), String> {
+        let made = make_link(choice, "tl0", SANDBOX_MAC, 1500).map_err(text)?;
+        let v4 = Addresses { address: SANDBOX, prefix: 24, gateway: Some(GATEWAY) };
+        let mut port = Port::from_fd(made.kind, made.fd).map_err(text)?;
+        configure("tl0", SANDBOX_MAC, 1500, Some(v4), None).map_err(text)?;
+        let fd = port.transmitter.fd.clone();
+        let Port { receiver: rx, transmitter: tx, .. } = &mut port;
+
+        // Who has 10.0.2.100? From then on the sandbox knows where the gateway is, too.
+        tx.transmit(Offload::default(), 42, |frame| {
+            frame[..6].copy_from_slice(&MacAddr::BROADCAST.0);
+            frame[6..12].copy_from_slice(&GATEWAY_MAC.0);
+            frame[12..22].copy_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+            frame[22..28].copy_from_slice(&GATEWAY_MAC.0);
+            frame[28..32].copy_from_slice(&GATEWAY.octets());
+            frame[32..38].fill(0);
+            frame[38..42].copy_from_slice(&SANDBOX.octets());
+        });
+        wait(rx, &fd, "the ARP reply", |_, frame| {
+            let reply = frame[12..14] == [8, 6] && frame[20..22] == [0, 2] && frame[22..28] == SANDBOX_MAC.0;
+            reply.then_some(())
+        })?;
+
+        let connecting = std::thread::spawn(|| TcpStream::connect((GATEWAY, 80)));
+        let (from, isn) = wait(rx, &fd, "the SYN", |_, f| {
+            (f.len() >= 54 && f[12..14] == [8, 0] && f[23] == 6 && f[47] == 2)
+                .then(|| (u16::from_be_bytes([f[34], f[35]]), u32::from_be_bytes([f[38], f[39], f[40], f[41]])))
+        })?;
+        // MSS 1460, window scale 7.
+        send_tcp(tx, from, 1000, isn + 1, 0x12, &[2, 4, 5, 0xb4, 3, 3, 7, 1], &[], 0);
+        let mut stream = connecting.join().map_err(|_| "the connecting thread panicked")?.map_err(text)?;
+        stream.write_all(&[7; 14_000]).map_err(text)?;
+        wait(rx, &fd, "a super-segment", |offload, frame| {
+            let large = offload.gso == Gso::TcpV4 && offload.gso_size == 1460 && frame.len() > 2_900;
+            (large && offload.needs_csum && (offload.csum_start, offload.csum_offset) == (34, 16)).then_some(())
+        })?;
+        let data: Vec<u8> = (0..60_000u32).map(|i| (i % 251) as u8).collect();
+        send_tcp(tx, from, 1001, isn + 1 + 14_000, 0x18, &[], &data, 1460);
+        let mut got = vec![0; data.len()];
+        stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(text)?;
+        stream.read_exact(&mut got).map_err(|e| format!("the super-segment was not received: {e}"))?;
+        if got != data {
+            return Err("the super-segment was received damaged".to_owned());
+        }
+        let Receiver::Ring(ring) = rx else { return Ok(()) };
+        match ring.statistics().map_err(text)? {
+            s if s.dropped == 0 && s.frames > 0 => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    #[test]
+    fn tap_carries_super_segments_both_ways() {
+        in_namespace(|| exchange(LinkChoice::Tap));
+    }
+
+    #[test]
+    fn ring_carries_super_segments_both_ways() {
+        in_namespace(|| exchange(LinkChoice::Packet));
+    }
+
+    #[test]
+    fn ring_loses_nothing_that_fits_it_and_goes_round() {
+        in_namespace(|| {
+            let made = make_link(LinkChoice::Packet, "tl0", SANDBOX_MAC, 1500).map_err(text)?;
+            let v4 = Addresses { address: SANDBOX, prefix: 24, gateway: Some(GATEWAY) };
+            configure("tl0", SANDBOX_MAC, 1500, Some(v4), None).map_err(text)?;
+            let mut port = Port::from_fd(made.kind, made.fd).map_err(text)?;
+            let socket = std::net::UdpSocket::bind((SANDBOX, 9000)).map_err(text)?;
+            socket.set_broadcast(true).map_err(text)?;
+            let mut buffer = vec![0; RX_BUFFER];
+            let mut expected = 0u32;
+            for _ in 0..20 {
+                for number in 0..40 {
+                    socket.send_to(&(expected + number).to_be_bytes(), "10.0.2.255:9000").map_err(text)?;
+                }
+                while let Some((_, frame)) = port.receiver.recv(&mut buffer).map_err(text)? {
+                    if frame.len() >= 46 && frame[23] == 17 && frame[36..38] == 9000u16.to_be_bytes() {
+                        if frame[42..46] != expected.to_be_bytes() {
+                            return Err(format!("{:?} came instead of {expected}", &frame[42..46]));
+                        }
+                        expected += 1;
+                    }
+                }
+            }
+            if expected == 800 { Ok(()) } else { Err(format!("{expected} of 800 came")) }
+        });
+    }
+
+    #[test]
+    fn header_that_contradicts_its_frame_is_malformed() {
+        let good = VnetHeader {
+            flags: vnet::NEEDS_CSUM,
+            gso_type: vnet::GSO_TCPV4 | vnet::GSO_ECN,
+            hdr_len: 54,
+            gso_size: 1460,
+            csum_start: 34,
+            csum_offset: 16,
+        };
+        let said = offload(&good, 3000).unwrap();
+        assert_eq!((said.gso, said.gso_size, said.csum_start), (Gso::TcpV4, 1460, 34));
+        assert_eq!(header(&said, 3000), VnetHeader { gso_type: vnet::GSO_TCPV4, ..good });
+        for bad in [
+            VnetHeader { csum_start: 2990, ..good },
+            VnetHeader { csum_start: u16::MAX, csum_offset: u16::MAX, ..good },
+            VnetHeader { gso_size: 0, ..good },
+            VnetHeader { gso_type: 3, ..good },
+            VnetHeader { gso_type: vnet::GSO_ECN, ..good },
+        ] {
+            assert!(matches!(offload(&bad, 3000), Err(RecvError::Malformed)), "{bad:?}");
+        }
+        assert!(matches!(offload(&good, 51), Err(RecvError::Malformed)));
+        assert!(offload(&VnetHeader { gso_type: 0, ..good }, 52).is_ok());
+    }
+
+    #[test]
+    fn frame_without_room_waits_in_order_and_is_not_lost() {
+        let (near, far) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        far.set_nonblocking(true).unwrap();
+        let mut tx = Transmitter::new(Arc::new(near.into()));
+        let mut sent = 0u32;
+        while tx.has_room() {
+            tx.transmit(Offload::default(), 1000, |frame| frame[..4].copy_from_slice(&sent.to_be_bytes()));
+            sent += 1;
+        }
+        for _ in 0..10 {
+            tx.transmit(Offload::default(), 1000, |frame| frame[..4].copy_from_slice(&sent.to_be_bytes()));
+            sent += 1;
+        }
+        let mut buffer = [0; 2000];
+        for expected in 0..sent {
+            let length = far.recv(&mut buffer).unwrap();
+            assert_eq!((length, &buffer[10..14]), (1010, &expected.to_be_bytes()[..]));
+            tx.handle_writable();
+        }
+        assert!(tx.has_room());
+        assert_eq!((tx.overflowed(), tx.refused()), (0, 0));
+    }
+}
