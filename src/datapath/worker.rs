@@ -111,15 +111,17 @@ impl Worker {
     pub fn start(events: mpsc::Sender<Event>) -> io::Result<CommandSender> {
         let (sent, made) = std::sync::mpsc::sync_channel(1);
         // The worker is made where it runs: its links share buffers within their thread.
-        std::thread::Builder::new().name("worker".into()).stack_size(STACK).spawn(move || match Worker::new(events) {
-            Ok((worker, commands)) => {
-                let _ = sent.send(Ok(commands));
-                if let Err(error) = worker.run() {
-                    tracing::error!("the gateway's worker has ended: {error}");
+        std::thread::Builder::new().name("worker".into()).stack_size(STACK).spawn(move || {
+            match Worker::new(events) {
+                Ok((worker, commands)) => {
+                    let _ = sent.send(Ok(commands));
+                    if let Err(error) = worker.run() {
+                        tracing::error!("the gateway's worker has ended: {error}");
+                    }
                 }
-            }
-            Err(error) => {
-                let _ = sent.send(Err(error));
+                Err(error) => {
+                    let _ = sent.send(Err(error));
+                }
             }
         })?;
         made.recv().unwrap_or_else(|_| Err(io::Error::other("the worker ended at once")))

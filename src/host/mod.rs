@@ -3,19 +3,20 @@
 //! [`HostSide`] is a worker's whole outside. It implements the gateway's [`Host`](crate::gateway::link::Host) by
 //! handing each call to the part that owns such sockets: [`tcp`] (connections), [`udp`] (datagrams), [`ping`]
 //! (echo requests); questions for names go to the control thread over a bounded channel.
-//! The host's sockets behind sandboxes' flows.
-//! [`udp`] and [`ping`] each keep a table of sockets by the place of the flow they belong to; what the two have
-//! in common is in `socket`, the ICMP errors that come back in [`errqueue`], and which addresses are the host's
-//! own in [`addr`].
-
+//! What the connectionless two have in common is in `socket`, the ICMP errors that come back in [`errqueue`], and
+//! which addresses are the host's own in [`addr`].
+//!
+//! [`watch`] is the supervisor's: it gathers what a gateway must know of the host, [`resolv`] reads resolv.conf.
 pub mod addr;
 pub mod errqueue;
 pub mod ping;
+pub mod resolv;
 mod side;
 mod socket;
 pub mod tcp;
 #[cfg(test)]
 mod testing;
 pub mod udp;
+pub mod watch;
 
 pub use side::HostSide;
