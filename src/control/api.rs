@@ -229,3 +229,92 @@ impl AsyncWrite for Guest {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{MacAddr, Outbound};
+    use std::os::unix::net::UnixStream as StdStream;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    fn state() -> Arc<ApiState> {
+        let network = Network {
+            v4: None,
+            v6: None,
+            mtu: 1500,
+            gateway_mac: MacAddr([2, 0, 0, 0, 0, 1]),
+            host_loopback_allowed: false,
+            metadata_allowed: false,
+            broadcast_to_host: false,
+            dns_enabled: true,
+            dns_search: Vec::new(),
+            dns_servers: Vec::new(),
+            local_names: Vec::new(),
+            outbound: Outbound::default(),
+            udp_timeout: Duration::from_secs(120),
+        };
+        let endpoint = Endpoint {
+            id: "0123456789ab".into(),
+            name: "web".into(),
+            ifname: "tap0".into(),
+            mac: MacAddr([2, 0, 0, 0, 0, 2]),
+            v4: None,
+            v6: None,
+        };
+        let poll = mio::Poll::new().unwrap();
+        let (commands, _) = CommandSender::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap());
+        let forwarder = Forwarder::new(&network, &HostView::default());
+        ApiState::new(SandboxInfo { endpoint, network, host: HostView::default() }, commands, forwarder)
+    }
+
+    /// A listener of this test alone, without a file (unix(7), abstract), and a way to connect to it.
+    fn listener(name: &str) -> (std::os::unix::net::UnixListener, impl Fn() -> UnixStream) {
+        use std::os::linux::net::SocketAddrExt;
+        let name = format!("tapline-api-test-{}-{name}", std::process::id());
+        let address = std::os::unix::net::SocketAddr::from_abstract_name(name).unwrap();
+        let listener = std::os::unix::net::UnixListener::bind_addr(&address).unwrap();
+        (listener, move || {
+            let stream = StdStream::connect_addr(&address).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            UnixStream::from_std(stream).unwrap()
+        })
+    }
+
+    async fn response(mut stream: UnixStream, request: &str) -> String {
+        stream.write_all(format!("{request} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
+        let mut text = String::new();
+        timeout(Duration::from_secs(10), stream.read_to_string(&mut text)).await.unwrap().unwrap();
+        text
+    }
+
+    #[tokio::test]
+    async fn silent_connections_are_closed_and_then_others_are_served() {
+        let (listener, connect) = listener("silent");
+        tokio::spawn(serve_with(listener, state(), Duration::from_millis(200)));
+        let mut silent: Vec<_> = (0..MAX_CONNECTIONS).map(|_| connect()).collect();
+        // Half a request is silence as well.
+        silent[0].write_all(b"GET /v1/sandb").await.unwrap();
+        let answered = response(connect(), "GET /v1/sandbox").await;
+        assert!(answered.starts_with("HTTP/1.0 200 OK"), "{answered}");
+        let mut rest = Vec::new();
+        timeout(Duration::from_secs(10), silent[1].read_to_end(&mut rest)).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_has_gone_is_an_error_with_a_code() {
+        let (listener, connect) = listener("gone");
+        tokio::spawn(serve_with(listener, state(), IDLE));
+        let answered = response(connect(), "GET /v1/counters").await;
+        assert!(answered.starts_with("HTTP/1.0 503"), "{answered}");
+        assert!(answered.ends_with(r#"{"code":"worker_gone","message":"the gateway's worker does not answer"}"#));
+    }
+
+    #[tokio::test]
+    async fn what_changes_on_the_host_is_shown() {
+        let (listener, connect) = listener("host");
+        let state = state();
+        tokio::spawn(serve_with(listener, Arc::clone(&state), IDLE));
+        state.handle_host_changed(HostView { v4: Some([192, 0, 2, 1].into()), ..HostView::default() });
+        assert!(response(connect(), "GET /v1/sandbox").await.contains(r#""v4":"192.0.2.1""#));
+    }
+}

@@ -377,6 +377,31 @@ mod tests {
         assert_eq!(places(&scratch.at("etc/loop")), [scratch.at("etc")]);
     }
 
+    #[test]
+    fn new_addresses_and_routes_change_the_view() {
+        crate::sys::testing::in_namespace(|| {
+            let text = |error: NetlinkError| error.to_string();
+            let mut watch = HostWatch::with_resolv_conf(Path::new("/nonexistent/resolv.conf")).map_err(text)?;
+            if (watch.view().v4, watch.view().v6) != (None, None) {
+                return Err(format!("{:?} in an empty namespace", watch.view()));
+            }
+            let mut netlink = Netlink::open().map_err(text)?;
+            let lo = netlink.link("lo").map_err(text)?.index;
+            let up = crate::sys::netlink::LinkChange { up: Some(true), ..Default::default() };
+            netlink.change_link(lo, &up).map_err(text)?;
+            netlink.add_address(lo, "192.0.2.5".parse().unwrap(), 24).map_err(text)?;
+            netlink.add_route(lo, "0.0.0.0".parse().unwrap(), 0, None).map_err(text)?;
+            let ready = {
+                let mut fds: Vec<_> = watch.fds().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+                poll(&mut fds, PollTimeout::from(5000u16)).map_err(|e| e.to_string())?
+            };
+            match watch.handle_ready() {
+                Some(view) if view.v4 == Some([192, 0, 2, 5].into()) => Ok(()),
+                other => Err(format!("{other:?} after {ready} were ready")),
+            }
+        });
+    }
+
     fn link(index: u32, loopback: bool) -> Link {
         let name = format!("if{index}");
         Link { index, name, up: true, loopback, mtu: 1500, mac: None, tx_queue_len: None }
