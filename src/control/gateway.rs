@@ -34,6 +34,7 @@ use super::api::{self, ApiState, SandboxInfo};
 use super::messages::{FromGateway, ToGateway};
 use super::wire::{self, WireError};
 use crate::confine;
+use crate::datapath::Worker;
 use crate::datapath::commands::{Command, CommandSender, EVENT_CAPACITY, Event, WorkerGone};
 use crate::names::Forwarder;
 use crate::plan::{LinkKind, Network};
@@ -64,19 +65,16 @@ pub enum GatewayError {
     Worker(#[from] WorkerGone),
 }
 
-/// Be a gateway: `inherited` is the number after `--fd`. `start_worker` starts the worker's thread; its events go
-/// to the given channel. Returns when the sandbox has ended; the caller then exits without waiting for anything.
-pub fn main(
-    inherited: i32,
-    start_worker: impl FnOnce(mpsc::Sender<Event>) -> io::Result<CommandSender>,
-) -> Result<(), GatewayError> {
+/// Be a gateway: `inherited` is the number after `--fd`. Logging has begun and there is one thread. Returns when the
+/// sandbox has ended; the caller then exits without waiting for anything.
+pub fn main(inherited: i32) -> Result<(), GatewayError> {
     let attach = spawn::inherited(inherited).map_err(|e| GatewayError::NotStartedByTapline(inherited, e))?;
     check_attach(&attach).map_err(|e| GatewayError::NotStartedByTapline(inherited, e))?;
     if let Err(error) = confine::gateway() {
         refuse(&attach, &error.to_string())?;
         return Err(error.into());
     }
-    serve(attach, start_worker)
+    serve(attach, Worker::start)
 }
 
 /// All that comes after the confinement.
