@@ -300,3 +300,39 @@ fn a_wrong_link_is_refused_before_a_worker_is_started() {
     let (said, _) = wire::recv::<FromGateway>(&supervisor).unwrap().unwrap();
     assert!(matches!(said, FromGateway::Refused { reason } if reason.contains("TAP")));
 }
+
+/// The whole process: started as a supervisor starts it, confined, with a real TAP and the real worker.
+#[test]
+fn a_gateway_process_serves_a_tap_and_ends_with_its_connection() {
+    use super::super::client::GatewayProcess;
+    use crate::sys::testing::in_namespace;
+    use crate::sys::tun::Tap;
+    use std::process::Command;
+    use std::time::Instant;
+
+    const INSIDE: &str = "TAPLINE_TEST_GATEWAY_FD";
+    const ME: &str = "control::gateway::tests::a_gateway_process_serves_a_tap_and_ends_with_its_connection";
+    if let Some(fd) = std::env::var_os(INSIDE) {
+        return main(fd.to_str().unwrap().parse().unwrap()).unwrap();
+    }
+    in_namespace(|| {
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let tap = Tap::create("tl0").map_err(|e| text(&e))?;
+        // This test's own program in the gateway's place: it does not know `gateway --fd`, hence the shell between.
+        let mut command = Command::new("/bin/sh");
+        let script = format!("{INSIDE}=$2 exec \"$0\" --exact {ME} --nocapture");
+        command.args(["-c", &script]).arg(std::env::current_exe().map_err(|e| text(&e))?);
+        let gateway = GatewayProcess::start(command, Vec::new()).map_err(|e| text(&e))?;
+        gateway.connection().send(&attach(false), &[tap.as_fd()]).map_err(|e| text(&e))?;
+        match gateway.connection().recv().map_err(|e| text(&e))? {
+            Some(FromGateway::Attached) => {}
+            other => return Err(format!("{other:?}")),
+        }
+        let begun = Instant::now();
+        let status = gateway.stop(PATIENCE).map_err(|e| text(&e))?;
+        if !status.success() || begun.elapsed() > Duration::from_secs(1) {
+            return Err(format!("{status} after {:?}", begun.elapsed()));
+        }
+        Ok(())
+    });
+}
