@@ -158,7 +158,11 @@ impl StateDir {
             match check_runtime_dir(&runtime) {
                 Ok(()) => roots.push(Root { path: runtime.join("tapline"), shared: false }),
                 Err(problem) => {
-                    tracing::info!("XDG_RUNTIME_DIR: {} {problem}; using {}", runtime.display(), fallback.display());
+                    tracing::warn!(
+                        "XDG_RUNTIME_DIR: {} {problem}; using {} instead",
+                        runtime.display(),
+                        fallback.display()
+                    );
                 }
             }
         }
