@@ -7,7 +7,7 @@
 //!
 //! 1. It confines itself ([`confine`]) while it still has one thread and has read nothing.
 //! 2. It waits for [`ToGateway::Attach`] and looks at the descriptors beside it: whatever they are said to be, they
-//!    are trusted only as what the kernel says they are ([`check_link`], [`check_api`]), and made non-blocking.
+//!    are trusted only as what the kernel says they are (`check_link`, `check_api`), and made non-blocking.
 //! 3. It starts a worker thread, hands it the link, and waits for its word. Then it says [`FromGateway::Attached`],
 //!    or [`FromGateway::Refused`] with the reason, and ends.
 //! 4. From then on a single-threaded tokio runtime serves three things: the attach connection, the worker's events

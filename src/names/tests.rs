@@ -197,6 +197,16 @@ async fn when_all_are_silent_the_answer_is_servfail_after_the_total() {
 }
 
 #[tokio::test]
+async fn however_many_resolvers_are_silent_the_last_one_is_heard() {
+    let mut resolvers = Vec::new();
+    for _ in 0..7 {
+        resolvers.push(resolver(|_| None).await);
+    }
+    resolvers.push(good(1).await);
+    assert_eq!(code(&ask(&forwarder(&resolvers), query(1, "a.example.", None)).await), ResponseCode::NoError);
+}
+
+#[tokio::test]
 async fn a_lost_query_is_repeated() {
     let mut first = true;
     let lossy =

@@ -17,8 +17,10 @@
 //! |- first -|- second ---|- first again -----|- second again -------------| SERVFAIL
 //! ```
 //!
-//! If nobody had a better answer, the first SERVFAIL (or its like) is passed on as it came; with no answer at all
-//! we say SERVFAIL ourselves. NXDOMAIN is an answer like any other.
+//! A query waits for `MAX_ATTEMPTS` attempts at once, so that a sandbox that asks a lot while nobody answers does not
+//! use up the descriptors; the oldest is given up first. If nobody had a better answer, the first SERVFAIL (or its
+//! like) is passed on as it came; with no answer at all we say SERVFAIL ourselves. NXDOMAIN is an answer like any
+//! other.
 //!
 //! A server that was silent, or unreachable, while it answered nobody else either is *dead* for a while: it is asked
 //! after the others, so that a sandbox does not wait for it each time. Any answer brings it back, and so does a
@@ -26,6 +28,7 @@
 //!
 //! The network's source address and interface (`--outbound-addr`, `--outbound-interface`) apply to every resolver
 //! but loopback ones, which could not be reached from them.
+use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -35,7 +38,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpSocket, UdpSocket};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, timeout_at};
 
 use super::message::{NOTIMP, Query, REFUSED, SERVFAIL, is_truncated, rcode, with_id};
@@ -44,6 +47,8 @@ use crate::sys::random;
 
 /// Most servers that are used; more do not help anybody.
 const MAX_SERVERS: usize = 8;
+/// Most attempts, each with a socket, that one query waits for at once; the oldest is given up for a new one.
+const MAX_ATTEMPTS: usize = 6;
 /// How often a silent server is asked.
 const ROUNDS: u32 = 3;
 /// Largest DNS message.
@@ -116,6 +121,7 @@ impl Upstreams {
         let deadline = begun + self.timing.total;
         let mut waiting: Vec<SocketAddr> = self.order(begun);
         let mut attempts = JoinSet::new();
+        let mut silent: VecDeque<AbortHandle> = VecDeque::new();
         let mut last_resort: Option<Vec<u8>> = None;
         for round in 0..ROUNDS {
             for server in waiting.clone() {
@@ -123,7 +129,11 @@ impl Upstreams {
                 if !waiting.contains(&server) {
                     continue;
                 }
-                attempts.spawn(attempt(server, query.clone(), transport, self.outbound.clone()));
+                let attempt = attempt(server, query.clone(), transport, self.outbound.clone());
+                silent.push_back(attempts.spawn(attempt));
+                if silent.len() > MAX_ATTEMPTS {
+                    silent.pop_front().inspect(AbortHandle::abort);
+                }
                 let last = round + 1 == ROUNDS && waiting.last() == Some(&server);
                 let step = if last { deadline } else { deadline.min(Instant::now() + self.timing.step * (1 << round)) };
                 // Until this server has failed, or has been silent for a step, or anybody has answered.
@@ -144,8 +154,9 @@ impl Upstreams {
                                 self.mark_dead(from, begun);
                             }
                         }
-                        // An attempt neither panics nor is it aborted while somebody waits for it.
-                        Ok(Some(Err(_)) | None) => break,
+                        // The oldest attempt, given up above.
+                        Ok(Some(Err(_))) => {}
+                        Ok(None) => break,
                         Err(_) => {
                             tracing::debug!("resolver {server} is silent");
                             self.mark_dead(server, begun);
