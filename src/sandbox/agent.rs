@@ -100,7 +100,7 @@ impl Agent<'_> {
                 let message = FromAgent::Init { pid: pid.as_raw() };
                 wire::send(&self.supervisor, &message, &[]).map_err(|e| e.to_string())?;
                 // What was inherited from outside is CMD's, by way of init.
-                let _ = proc::close_inherited_fds(&[]);
+                let _ = proc::close_all_fds_in_child(&[self.supervisor.as_fd()]);
                 Ok(pid)
             }
         }

@@ -16,6 +16,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -75,7 +76,8 @@ pub(super) fn start(command: &CommandLine, prepare: impl FnOnce() -> Result<(), 
             let error = prepare().err().map(|text| [&[PREPARATION], text.as_bytes()].concat()).unwrap_or_else(|| {
                 // After `prepare`, since a new user namespace may clear it.
                 let _ = set_pdeathsig(Signal::SIGKILL);
-                if getppid() != parent {
+                // A parent outside this PID namespace (`exec`) has no number here.
+                if ![parent, Pid::from_raw(0)].contains(&getppid()) {
                     proc::exit_now(125);
                 }
                 let error = match proc::restore_signals(&command.mask) {
@@ -166,13 +168,24 @@ fn reap(child: Pid, supervisor: &OwnedFd) -> Option<Ending> {
 /// What a shell says and returns when a command cannot be executed: `(status, sentence)`.
 pub(super) fn not_executed(command: &OsString, errno: i32) -> (i32, String) {
     let name = command.to_string_lossy();
-    let error = nix::errno::Errno::from_raw(errno);
+    let error = Errno::from_raw(errno);
+    // execvp says EACCES when any directory of PATH cannot be searched: a shell would have gone on.
+    let error = match error {
+        Errno::EACCES if !name.contains('/') && !is_in_path(command) => Errno::ENOENT,
+        other => other,
+    };
     match error {
-        nix::errno::Errno::ENOENT if name.contains('/') => (127, format!("{name}: No such file or directory")),
-        nix::errno::Errno::ENOENT => (127, format!("{name}: command not found")),
-        nix::errno::Errno::ENOTDIR => (127, format!("{name}: {}", error.desc())),
+        Errno::ENOENT if name.contains('/') => (127, format!("{name}: No such file or directory")),
+        Errno::ENOENT => (127, format!("{name}: command not found")),
+        Errno::ENOTDIR => (127, format!("{name}: {}", error.desc())),
         _ => (126, format!("{name}: {}", error.desc())),
     }
+}
+
+/// Is there a file of this name in a directory of PATH that can be looked into?
+fn is_in_path(name: &OsString) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(name).is_file())
 }
 
 #[cfg(test)]
@@ -186,6 +199,8 @@ mod tests {
         assert_eq!(of("./nope", libc::ENOENT).0, 127);
         assert_eq!(of("/etc", libc::EACCES), (126, "/etc: Permission denied".into()));
         assert_eq!(of("./x", libc::ENOEXEC).0, 126);
+        // A directory of PATH that is closed to us does not make a command that is nowhere a forbidden one.
+        assert_eq!(of("no-such-command", libc::EACCES), (127, "no-such-command: command not found".into()));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::control::state::StateError;
 mod agent;
 mod command;
 pub mod etc;
+mod exec;
 mod init;
 mod message;
 pub mod mounts;
@@ -28,6 +29,7 @@ mod supervisor;
 mod terminal;
 pub mod userns;
 
+pub use exec::{STOP_PATIENCE, exec, stop};
 pub use supervisor::run;
 
 /// Why tapline itself failed. Each is one sentence for the person: what, why, what to do.
@@ -59,6 +61,9 @@ pub enum SandboxError {
         /// The signal that ended it.
         signal: Option<i32>,
     },
+    /// The sandbox has ended, or is about to.
+    #[error("the sandbox `{0}` has no process to join: it has ended, or is only just starting")]
+    Gone(String),
     /// A system call failed.
     #[error("cannot {what}: {error}")]
     Io {

@@ -135,6 +135,23 @@ pub fn close_inherited_fds(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
     close_where(keep, |cloexec| !cloexec)
 }
 
+/// Close every descriptor from 3 up except `keep`, in a forked child that never returns to the code that owns them.
+/// Needs no /proc.
+pub fn close_all_fds_in_child(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).filter(|&fd| fd >= 3).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for last in kept.iter().map(|&fd| fd - 1).chain([u32::MAX]) {
+        if first <= last {
+            // SAFETY: the callers' contract is that no owner of these descriptors is used or dropped afterwards.
+            Errno::result(unsafe { libc::close_range(first, last, 0) })?;
+        }
+        // Past the one that is kept; after u32::MAX the loop is over.
+        first = last.saturating_add(2);
+    }
+    Ok(())
+}
+
 /// Point the named standard descriptors (0, 1, 2) at /dev/null.
 pub fn null_stdio(which: &[RawFd]) -> io::Result<()> {
     let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
@@ -161,7 +178,7 @@ pub fn with_null_stderr<T>(work: impl FnOnce() -> T) -> io::Result<T> {
 /// once only.
 ///
 /// # Errors
-/// `EBADF` when no such descriptor is open, `InvalidInput` for 0 to 2 on which the process itself stands.
+/// `EBADF` when no such descriptor was inherited: it is not open, or one that this program opened.
 pub fn adopt_fd(number: RawFd) -> io::Result<OwnedFd> {
     if number < 3 {
         // A duplicate, so that closing it leaves the standard stream alone.
@@ -170,10 +187,14 @@ pub fn adopt_fd(number: RawFd) -> io::Result<OwnedFd> {
         // SAFETY: the call succeeded; the duplicate is ours.
         return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
     }
-    // SAFETY: sets a flag on a descriptor number; EBADF when it is not open.
+    // SAFETY: reads a flag of a descriptor number; EBADF when it is not open.
+    let flags = Errno::result(unsafe { libc::fcntl(number, libc::F_GETFD) })?;
+    if flags & libc::FD_CLOEXEC != 0 {
+        return Err(Errno::EBADF.into());
+    }
+    // SAFETY: sets a flag on an open descriptor.
     Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
-    // SAFETY: it is open (the call above succeeded), was inherited without close-on-exec, so nothing in this
-    // program owns it.
+    // SAFETY: it is open and was inherited (it was not close-on-exec), so nothing in this program owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
