@@ -22,10 +22,11 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, getppid};
 
 use super::init::Init;
+use super::link;
 use super::message::{FromAgent, ToAgent};
 use super::userns::{self, Caller};
 use crate::control::wire;
-use crate::plan::{MapUser, Mode, PidMode, Run};
+use crate::plan::{Interface, MapUser, Mode, Network, PidMode, Run};
 use crate::sys::proc::{self, Forked};
 use crate::sys::{ns, spawn};
 
@@ -73,9 +74,13 @@ impl Agent<'_> {
         if self.plan.mode == Mode::None {
             // CMD may run as soon as init is ready: nobody waits for a gateway.
             ns::loopback_up().map_err(|e| format!("cannot set the loopback interface up: {e}"))?;
+            link::open_to_programs();
         }
         let init = self.fork_init()?;
         let _ = proc::null_stdio(&[0, 1]);
+        if self.plan.mode == Mode::Private {
+            send_link(&self.supervisor, &self.plan.interface, &self.plan.network)?;
+        }
         // Nothing is written to standard error from here on.
         let _ = proc::null_stdio(&[2]);
         self.wait(init)
@@ -136,6 +141,18 @@ impl Agent<'_> {
             }
         }
     }
+}
+
+/// In the sandbox's network namespace: make the interface, give it its addresses, hand the link to the supervisor.
+pub(super) fn send_link(supervisor: &OwnedFd, interface: &Interface, network: &Network) -> Result<(), String> {
+    let Interface { name, mac, link: choice, configure } = interface;
+    let (kind, fd, notice) = link::make_link(*choice, name, *mac, network.mtu).map_err(|e| e.to_string())?;
+    if *configure {
+        let v4 = network.v4.map(|l| (l.sandbox, l.subnet.prefix_len(), l.gateway));
+        let v6 = network.v6.map(|l| (l.sandbox, l.subnet.prefix_len(), l.gateway));
+        link::configure(name, *mac, v4, v6).map_err(|e| e.to_string())?;
+    }
+    wire::send(supervisor, &FromAgent::Link { kind, notice }, &[fd.as_fd()]).map_err(|e| e.to_string())
 }
 
 /// Die when `parent` does.

@@ -11,6 +11,7 @@
 //! | supervisor | the process the person started: waits for everything, passes on |
 //! | agent | the process inside the namespaces that does there what only a member can |
 //! | init, command | the first process of the PID namespace; CMD |
+//! | [`link`] | the interface inside |
 //! | message | what they say to each other |
 //! | signals, terminal | what the person types |
 use std::io;
@@ -22,6 +23,7 @@ mod command;
 pub mod etc;
 mod exec;
 mod init;
+pub mod link;
 mod message;
 pub mod mounts;
 mod signals;
