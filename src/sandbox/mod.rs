@@ -43,6 +43,9 @@ pub enum SandboxError {
     /// The user namespace or its ids.
     #[error(transparent)]
     Userns(#[from] userns::UsernsError),
+    /// The host cannot be watched.
+    #[error("cannot look at the host's addresses and routes: {0}")]
+    Watch(#[from] crate::sys::netlink::NetlinkError),
     /// The gateway did not start.
     #[error(transparent)]
     Spawn(#[from] crate::control::client::SpawnError),

@@ -48,7 +48,8 @@ use crate::control::client::{self, GatewayProcess};
 use crate::control::messages::{FromGateway, ToGateway};
 use crate::control::state::{Registration, SandboxState, StateDir};
 use crate::control::wire;
-use crate::plan::{Endpoint, HostView, LinkKind, Mode, Run};
+use crate::host::watch::HostWatch;
+use crate::plan::{Endpoint, LinkKind, Mode, Run};
 use crate::sys::proc::{self, Forked};
 use crate::sys::{scm, spawn};
 
@@ -72,7 +73,11 @@ pub fn run(plan: Run) -> Result<i32, SandboxError> {
     }
     let mut registration = StateDir::open()?.register(&plan.id, &plan.name)?;
     let terminal = Terminal::remember();
-    let host = HostView::default();
+    let watch = match plan.mode {
+        Mode::Private => Some(HostWatch::new()?),
+        Mode::None | Mode::Host => None,
+    };
+    let search = watch.as_ref().map(|w| w.view().search.clone()).unwrap_or_default();
     let host_hosts = match plan.mode {
         Mode::Host => std::fs::read_to_string("/etc/hosts").unwrap_or_default(),
         Mode::Private | Mode::None => String::new(),
@@ -80,7 +85,7 @@ pub fn run(plan: Run) -> Result<i32, SandboxError> {
     let view = View {
         mode: plan.mode,
         pid: plan.pid,
-        files: etc::files(&plan, &host.search, &host_hosts),
+        files: etc::files(&plan, &search, &host_hosts),
         own_dirs: own_dirs(caller, &registration),
     };
     let hostname = plan.names.hostname.clone();
@@ -108,7 +113,7 @@ pub fn run(plan: Run) -> Result<i32, SandboxError> {
         gateway: None,
         gateway_started: Instant::now(),
         link: None,
-        host,
+        watch,
         registration: &mut registration,
         state: &mut state,
         mounted: false,
@@ -176,7 +181,8 @@ struct Supervisor<'a> {
     gateway_started: Instant,
     /// A duplicate of what the gateway has.
     link: Option<(LinkKind, OwnedFd)>,
-    host: HostView,
+    /// The host's addresses and resolvers, for a private network.
+    watch: Option<HostWatch>,
     registration: &'a mut Registration,
     state: &'a mut SandboxState,
     /// Init is ready.
@@ -196,6 +202,7 @@ enum Source {
     Init,
     Gateway,
     Agent,
+    Host,
 }
 
 impl Supervisor<'_> {
@@ -219,6 +226,7 @@ impl Supervisor<'_> {
                     Source::Init => self.hear_init()?,
                     Source::Gateway => self.hear_gateway()?,
                     Source::Agent => self.hear_agent()?,
+                    Source::Host => self.look_at_host()?,
                 };
                 if let Some(status) = ended {
                     return Ok(status);
@@ -236,18 +244,43 @@ impl Supervisor<'_> {
             (Source::Gateway, self.gateway.as_ref().map(|g| g.connection().as_fd())),
             (Source::Agent, self.agent_socket.as_ref().map(AsFd::as_fd)),
         ];
-        let (sources, mut fds): (Vec<Source>, Vec<PollFd<'_>>) =
+        let (mut sources, mut fds): (Vec<Source>, Vec<PollFd<'_>>) =
             listeners.iter().filter_map(|(source, fd)| Some((*source, PollFd::new((*fd)?, PollFlags::POLLIN)))).unzip();
+        for fd in self.watch.iter().flat_map(HostWatch::fds) {
+            sources.push(Source::Host);
+            fds.push(PollFd::new(fd, PollFlags::POLLIN));
+        }
+        let refresh = self.watch.as_ref().and_then(HostWatch::refresh_interval);
+        let timeout = refresh.map_or(PollTimeout::NONE, |t| PollTimeout::try_from(t).unwrap_or(PollTimeout::MAX));
         loop {
-            match poll(&mut fds, PollTimeout::NONE) {
+            match poll(&mut fds, timeout) {
                 Err(nix::Error::EINTR) => {}
+                Ok(0) => return Ok(vec![Source::Host]),
                 other => {
                     other.map_err(SandboxError::io("wait for the sandbox"))?;
                     break;
                 }
             }
         }
-        Ok(sources.into_iter().zip(&fds).filter(|(_, fd)| fd.any().unwrap_or(true)).map(|(s, _)| s).collect())
+        let mut ready: Vec<Source> =
+            sources.into_iter().zip(&fds).filter(|(_, fd)| fd.any().unwrap_or(true)).map(|(s, _)| s).collect();
+        ready.dedup();
+        Ok(ready)
+    }
+
+    /// The host may have changed: tell the gateway.
+    fn look_at_host(&mut self) -> Result<Option<i32>, SandboxError> {
+        let Some(watch) = &mut self.watch else { return Ok(None) };
+        let changed = match watch.refresh_interval() {
+            Some(_) => watch.handle_ready().or_else(|| watch.refresh()),
+            None => watch.handle_ready(),
+        };
+        // Before the link is handed over there is nothing to correct: the view goes with it.
+        if let (Some(host), Some(gateway), true) = (changed, &self.gateway, self.link.is_some()) {
+            // A gateway that has just died is heard next, and the one that replaces it gets the new view.
+            let _ = gateway.connection().send(&ToGateway::HostChanged { host }, &[]);
+        }
+        Ok(None)
     }
 
     fn take_signals(&mut self) -> Option<i32> {
@@ -361,13 +394,12 @@ impl Supervisor<'_> {
     fn attach(&mut self) -> Result<(), SandboxError> {
         let (Some(gateway), Some((kind, link))) = (&self.gateway, &self.link) else { return Ok(()) };
         let api = self.registration.bind_api()?;
-        let message = ToGateway::Attach {
-            network: self.plan.network.clone(),
-            endpoint: endpoint(self.plan),
-            link: *kind,
-            host: self.host.clone(),
-            api: true,
-        };
+        let host = self.watch.as_ref().map(|w| w.view().clone()).unwrap_or_default();
+        let mut network = self.plan.network.clone();
+        if self.plan.names.search.is_none() && network.dns_search.is_empty() {
+            network.dns_search.clone_from(&host.search);
+        }
+        let message = ToGateway::Attach { network, endpoint: endpoint(self.plan), link: *kind, host, api: true };
         gateway.connection().send(&message, &[link.as_fd(), api.as_fd()])?;
         Ok(())
     }
