@@ -11,6 +11,8 @@
 //! | supervisor | the process the person started: waits for everything, passes on |
 //! | agent | the process inside the namespaces that does there what only a member can |
 //! | init, command | the first process of the PID namespace; CMD |
+//! | attach, [`target`] | the supervisor of `attach`; the namespace it is given |
+//! | exec | joining a running sandbox, ending it |
 //! | [`link`] | the interface inside |
 //! | message | what they say to each other |
 //! | signals, terminal | what the person types |
@@ -19,6 +21,7 @@ use std::io;
 use crate::control::state::StateError;
 
 mod agent;
+mod attach;
 mod command;
 pub mod etc;
 mod exec;
@@ -28,9 +31,11 @@ mod message;
 pub mod mounts;
 mod signals;
 mod supervisor;
+pub mod target;
 mod terminal;
 pub mod userns;
 
+pub use attach::attach;
 pub use exec::{STOP_PATIENCE, exec, stop};
 pub use supervisor::run;
 
@@ -43,6 +48,9 @@ pub enum SandboxError {
     /// The user namespace or its ids.
     #[error(transparent)]
     Userns(#[from] userns::UsernsError),
+    /// The namespace that was given.
+    #[error(transparent)]
+    Target(#[from] target::TargetError),
     /// The host cannot be watched.
     #[error("cannot look at the host's addresses and routes: {0}")]
     Watch(#[from] crate::sys::netlink::NetlinkError),

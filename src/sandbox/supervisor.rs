@@ -54,10 +54,10 @@ use crate::sys::proc::{self, Forked};
 use crate::sys::{scm, spawn};
 
 /// How long the processes of a sandbox may take to end after their sockets are closed, before they are killed.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A gateway that lived no longer than this is not started again.
-const TOO_SHORT: Duration = Duration::from_secs(2);
+pub(super) const TOO_SHORT: Duration = Duration::from_secs(2);
 
 /// Make a sandbox, run CMD in it, and return CMD's exit status as a shell would have it: 128 and the signal's number
 /// when one ended it, 127 when it was not found, 126 when it could not be executed.

@@ -1,0 +1,429 @@
+//! `tapline attach`: a network for a namespace that somebody else made.
+//!
+//! # Theory of operation
+//!
+//! The supervisor opens the target, forks an agent that enters its user and network namespace, makes the interface
+//! there and hands the link over, and starts a gateway for it, as for `run`; but there is no init and no CMD. The
+//! agent has nothing more to do then and ends: it would only keep the namespace alive, and the supervisor lets go of
+//! its own descriptors of the namespace for the same reason. What remains is the link, which is closed as soon as
+//! the target has ended ([`super::target::Life`]).
+//!
+//! When the gateway carries frames the one who waits is told: a `1` and a newline on `--ready-fd`, the PID in
+//! `--pid-file`, and with `--detach` the parent, which has waited on a pipe for this or for the reason why not.
+//!
+//! It ends when the target ends, `--exit-fd` hangs up, or SIGTERM, SIGINT, SIGHUP or SIGQUIT ask for it; in each case
+//! the gateway is waited for, since the interface disappears with the last descriptor of it.
+use std::fs::File;
+use std::io::{PipeWriter, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl::set_dumpable;
+use nix::unistd::{Pid, getpid, setsid};
+
+use super::SandboxError;
+use super::agent::{follow, send_link};
+use super::message::FromAgent;
+use super::signals::Signals;
+use super::supervisor::{PATIENCE, TOO_SHORT, end_child};
+use super::target::{self, Life, Opened};
+use crate::control::client::{self, GatewayProcess};
+use crate::control::messages::{FromGateway, ToGateway};
+use crate::control::state::{Registration, SandboxState, StateDir};
+use crate::control::wire;
+use crate::host::watch::HostWatch;
+use crate::plan::{self, Endpoint, LinkKind, Mode, Target};
+use crate::sys::proc::{self, Forked};
+use crate::sys::scm;
+
+/// Serve a namespace until it ends, or the person wants an end: 0. With `detach`, returns 0 in the caller's process
+/// as soon as the network works, and the process that serves goes on.
+///
+/// # Errors
+/// When the target cannot be served; no interface is left behind.
+pub fn attach(plan: plan::Attach) -> Result<i32, SandboxError> {
+    // First of all, before a descriptor of ours could get one of these numbers.
+    let adopt = |number: Option<i32>| number.map(proc::adopt_fd).transpose();
+    let ready = adopt(plan.ready_fd).map_err(SandboxError::io("use the descriptor of --ready-fd"))?;
+    let exit = adopt(plan.exit_fd).map_err(SandboxError::io("use the descriptor of --exit-fd"))?;
+    if !plan.detach {
+        return Service::start(&plan, ready, exit, None)?.serve();
+    }
+    let (mut report, told) = std::io::pipe().map_err(SandboxError::io("make a pipe"))?;
+    match proc::fork().map_err(SandboxError::io("go to the background"))? {
+        Forked::Parent(_) => {
+            drop(told);
+            let mut text = String::new();
+            report.read_to_string(&mut text).map_err(SandboxError::io("hear from the background"))?;
+            match text.as_str() {
+                READY => Ok(0),
+                "" => Err(SandboxError::Vanished { who: "supervisor", signal: None }),
+                _ => Err(SandboxError::Inside(text)),
+            }
+        }
+        Forked::Child => {
+            drop(report);
+            let _ = setsid();
+            let mut failed = told.try_clone().map_err(SandboxError::io("make a pipe"))?;
+            match Service::start(&plan, ready, exit, Some(told)) {
+                Ok(mut service) => {
+                    // From here on the parent is told by `ready`, or by the error; never by both.
+                    drop(failed);
+                    service.serve()
+                }
+                Err(error) => {
+                    let _ = failed.write_all(error.to_string().as_bytes());
+                    proc::exit_now(125);
+                }
+            }
+        }
+    }
+}
+
+/// What a detached supervisor tells its parent; no error is just this.
+const READY: &str = "\n";
+
+/// Who waits for the network to work.
+struct Waiting {
+    ready_fd: Option<OwnedFd>,
+    parent: Option<PipeWriter>,
+    pid_file: Option<PathBuf>,
+}
+
+/// A supervisor of `attach`.
+struct Service<'a> {
+    plan: &'a plan::Attach,
+    signals: Signals,
+    life: Life,
+    exit: Option<OwnedFd>,
+    agent: Option<Pid>,
+    socket: Option<OwnedFd>,
+    gateway: Option<GatewayProcess>,
+    gateway_started: Instant,
+    link: Option<(LinkKind, OwnedFd)>,
+    watch: HostWatch,
+    registration: Registration,
+    waiting: Option<Waiting>,
+}
+
+/// Who is to be listened to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Signals,
+    Life,
+    Exit,
+    Agent,
+    Gateway,
+    Host,
+}
+
+impl<'a> Service<'a> {
+    fn start(
+        plan: &'a plan::Attach,
+        ready_fd: Option<OwnedFd>,
+        exit: Option<OwnedFd>,
+        parent: Option<PipeWriter>,
+    ) -> Result<Service<'a>, SandboxError> {
+        let signals = Signals::take().map_err(SandboxError::io("read signals"))?;
+        let (opened, life) = target::open(&plan.target)?;
+        let mut registration = StateDir::open()?.register(&plan.id, &plan.name)?;
+        registration.publish(&state_of(plan))?;
+        let watch = HostWatch::new()?;
+        let (socket, supervisor) = scm::pair().map_err(SandboxError::io("make a socket pair"))?;
+        let own = getpid();
+        let agent = match proc::fork().map_err(SandboxError::io("start the agent"))? {
+            Forked::Child => agent(own, plan, &opened, &supervisor),
+            Forked::Parent(pid) => pid,
+        };
+        // Descriptors of the namespace would keep it alive.
+        drop((opened, supervisor));
+        let detached = parent.is_some();
+        let spawn = || GatewayProcess::spawn(plan.logging);
+        let gateway = if detached {
+            // The caller may be reading our standard error to its end.
+            proc::with_null_stderr(spawn).map_err(SandboxError::io("open /dev/null"))?
+        } else {
+            spawn()
+        };
+        let gateway = match gateway {
+            Ok(gateway) => gateway,
+            Err(error) => {
+                drop(socket);
+                end_child(agent);
+                return Err(error.into());
+            }
+        };
+        let mut service = Service {
+            plan,
+            signals,
+            life,
+            exit,
+            agent: Some(agent),
+            socket: Some(socket),
+            gateway: Some(gateway),
+            gateway_started: Instant::now(),
+            link: None,
+            watch,
+            registration,
+            waiting: Some(Waiting { ready_fd, parent, pid_file: plan.pid_file.clone() }),
+        };
+        proc::trim_memory();
+        // With somebody waiting in the foreground, errors up to readiness are this function's.
+        while service.waiting.is_some() {
+            match service.turn() {
+                Ok(false) => {}
+                Ok(true) => {
+                    service.finish();
+                    return Err(SandboxError::Inside("the network was ended before it worked".into()));
+                }
+                Err(error) => {
+                    service.finish();
+                    return Err(error);
+                }
+            }
+        }
+        if detached {
+            proc::null_stdio(&[0, 1, 2]).map_err(SandboxError::io("open /dev/null"))?;
+            proc::close_inherited_fds(&[]).map_err(SandboxError::io("read /proc/self/fd"))?;
+        }
+        Ok(service)
+    }
+
+    /// Until it is to end.
+    fn serve(&mut self) -> Result<i32, SandboxError> {
+        let result = loop {
+            match self.turn() {
+                Ok(false) => {}
+                Ok(true) => break Ok(0),
+                Err(error) => break Err(error),
+            }
+        };
+        self.finish();
+        result
+    }
+
+    /// Wait for one thing and deal with it. True when it is time to end.
+    fn turn(&mut self) -> Result<bool, SandboxError> {
+        for source in self.wait()? {
+            let end = match source {
+                Source::Signals => std::iter::from_fn(|| self.signals.next()).any(|arrived| arrived.ends()),
+                Source::Life => self.life.has_ended(true),
+                Source::Exit => true,
+                Source::Agent => self.hear_agent()?,
+                Source::Gateway => self.hear_gateway()?,
+                Source::Host => {
+                    self.look_at_host();
+                    self.life.has_ended(false)
+                }
+            };
+            if end {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn wait(&self) -> Result<Vec<Source>, SandboxError> {
+        let mut listeners: Vec<(Source, BorrowedFd<'_>, PollFlags)> = vec![(Source::Signals, self.signals.as_fd(), IN)];
+        listeners.extend(self.life.fd().map(|fd| (Source::Life, fd, IN)));
+        // Only a hang-up counts, not what may be readable.
+        listeners.extend(self.exit.as_ref().map(|fd| (Source::Exit, fd.as_fd(), PollFlags::empty())));
+        listeners.extend(self.socket.as_ref().map(|fd| (Source::Agent, fd.as_fd(), IN)));
+        listeners.extend(self.gateway.as_ref().map(|g| (Source::Gateway, g.connection().as_fd(), IN)));
+        listeners.extend(self.watch.fds().map(|fd| (Source::Host, fd, IN)));
+        let mut fds: Vec<PollFd<'_>> = listeners.iter().map(|(_, fd, flags)| PollFd::new(*fd, *flags)).collect();
+        let interval = [self.life.interval(), self.watch.refresh_interval()].into_iter().flatten().min();
+        let timeout = interval.map_or(PollTimeout::NONE, |t| PollTimeout::try_from(t).unwrap_or(PollTimeout::MAX));
+        loop {
+            match poll(&mut fds, timeout) {
+                Err(nix::Error::EINTR) => {}
+                Ok(0) => return Ok(vec![Source::Host]),
+                other => {
+                    other.map_err(SandboxError::io("wait for the namespace"))?;
+                    break;
+                }
+            }
+        }
+        let mut ready: Vec<Source> =
+            listeners.iter().zip(&fds).filter(|(_, fd)| fd.any().unwrap_or(true)).map(|((s, ..), _)| *s).collect();
+        ready.dedup();
+        Ok(ready)
+    }
+
+    fn hear_agent(&mut self) -> Result<bool, SandboxError> {
+        let Some(socket) = &self.socket else { return Ok(false) };
+        match wire::recv::<FromAgent>(socket)? {
+            Some((FromAgent::Link { kind, notice }, mut fds)) => {
+                if let Some(notice) = notice {
+                    tracing::warn!("{notice}");
+                }
+                let Some(fd) = fds.pop() else {
+                    return Err(SandboxError::Inside("the agent sent no link".into()));
+                };
+                self.link = Some((kind, fd));
+                self.hand_over()?;
+            }
+            Some((FromAgent::Failed { text }, _)) => return Err(SandboxError::Inside(text)),
+            // What init is told in `run` has no place here.
+            Some(_) => {}
+            None => {
+                self.socket = None;
+                if let Some(agent) = self.agent.take() {
+                    end_child(agent);
+                }
+                if self.link.is_none() {
+                    return Err(SandboxError::Vanished { who: "agent", signal: None });
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    fn hear_gateway(&mut self) -> Result<bool, SandboxError> {
+        let Some(gateway) = &self.gateway else { return Ok(false) };
+        match gateway.connection().recv()? {
+            Some(FromGateway::Attached) => {
+                if let Some(waiting) = self.waiting.take() {
+                    waiting.tell()?;
+                }
+            }
+            Some(FromGateway::Refused { reason }) => return Err(SandboxError::Inside(reason)),
+            Some(FromGateway::Notice { text }) => tracing::warn!("{text}"),
+            None => self.replace_gateway()?,
+        }
+        Ok(false)
+    }
+
+    /// Hand the link to the gateway.
+    fn hand_over(&self) -> Result<(), SandboxError> {
+        let (Some(gateway), Some((kind, link))) = (&self.gateway, &self.link) else { return Ok(()) };
+        let api = self.registration.bind_api()?;
+        let host = self.watch.view().clone();
+        let mut network = self.plan.network.clone();
+        if network.dns_search.is_empty() {
+            network.dns_search.clone_from(&host.search);
+        }
+        let message = ToGateway::Attach { network, endpoint: endpoint(self.plan), link: *kind, host, api: true };
+        gateway.connection().send(&message, &[link.as_fd(), api.as_fd()])?;
+        Ok(())
+    }
+
+    /// The gateway has closed its connection. When that is because the namespace ended, so does this.
+    fn replace_gateway(&mut self) -> Result<(), SandboxError> {
+        let Some(gateway) = self.gateway.take() else { return Ok(()) };
+        let how = match gateway.stop(PATIENCE) {
+            Ok(status) => client::describe(status),
+            Err(error) => error.to_string(),
+        };
+        if self.waiting.is_some() || self.gateway_started.elapsed() < TOO_SHORT {
+            return Err(SandboxError::Inside(format!("the gateway ended right after its start ({how})")));
+        }
+        tracing::error!("the gateway died ({how}): its connections are lost, starting another");
+        self.gateway_started = Instant::now();
+        self.gateway = Some(GatewayProcess::spawn(self.plan.logging)?);
+        self.hand_over()
+    }
+
+    fn look_at_host(&mut self) {
+        let changed = self.watch.handle_ready();
+        let changed = changed.or_else(|| self.watch.refresh_interval().and_then(|_| self.watch.refresh()));
+        if let (Some(host), Some(gateway), true) = (changed, &self.gateway, self.link.is_some()) {
+            // A gateway that has just died is heard next, and the one that replaces it gets the new view.
+            let _ = gateway.connection().send(&ToGateway::HostChanged { host }, &[]);
+        }
+    }
+
+    /// Let go of the link, and see that everybody else has.
+    fn finish(&mut self) {
+        self.link = None;
+        self.socket = None;
+        if let Some(agent) = self.agent.take() {
+            end_child(agent);
+        }
+        if let Some(gateway) = self.gateway.take()
+            && let Err(error) = gateway.stop(PATIENCE)
+        {
+            tracing::debug!("the gateway cannot be ended: {error}");
+        }
+        if let Some(path) = &self.plan.pid_file {
+            remove_pid_file(path);
+        }
+    }
+}
+
+const IN: PollFlags = PollFlags::POLLIN;
+
+impl Waiting {
+    /// The network works.
+    fn tell(self) -> Result<(), SandboxError> {
+        if let Some(path) = &self.pid_file {
+            std::fs::write(path, format!("{}\n", getpid())).map_err(SandboxError::io("write the file of --pid-file"))?;
+        }
+        if let Some(fd) = self.ready_fd {
+            File::from(fd).write_all(b"1\n").map_err(SandboxError::io("write to the descriptor of --ready-fd"))?;
+        }
+        if let Some(mut parent) = self.parent {
+            // A parent that was killed meanwhile need not know.
+            let _ = parent.write_all(READY.as_bytes());
+        }
+        Ok(())
+    }
+}
+
+/// Ours only: another supervisor may have written it since.
+fn remove_pid_file(path: &Path) {
+    if std::fs::read_to_string(path).is_ok_and(|text| text.trim() == getpid().to_string()) {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// In the child: enter, make the interface, hand over the link, end.
+fn agent(parent: Pid, plan: &plan::Attach, opened: &Opened, supervisor: &OwnedFd) -> ! {
+    let work = || -> Result<(), String> {
+        let keep: Vec<BorrowedFd<'_>> = opened.fds().chain([supervisor.as_fd()]).collect();
+        proc::close_all_fds_in_child(&keep).map_err(|e| format!("cannot close files: {e}"))?;
+        set_dumpable(false).map_err(|e| format!("cannot hide from the namespace: {e}"))?;
+        opened.enter().map_err(|e| e.to_string())?;
+        // Not earlier: a change of credentials clears it.
+        follow(parent)?;
+        send_link(supervisor, &plan.interface, &plan.network)
+    };
+    if let Err(text) = work() {
+        let _ = wire::send(supervisor, &FromAgent::Failed { text }, &[]);
+    }
+    proc::exit_now(0);
+}
+
+fn endpoint(plan: &plan::Attach) -> Endpoint {
+    Endpoint {
+        id: plan.id.clone(),
+        name: plan.name.clone(),
+        ifname: plan.interface.name.clone(),
+        mac: plan.interface.mac,
+        v4: plan.network.v4.map(|l| l.sandbox),
+        v6: plan.network.v6.map(|l| l.sandbox),
+    }
+}
+
+/// What `ps` and `inspect` show.
+fn state_of(plan: &plan::Attach) -> SandboxState {
+    let (pid, command) = match &plan.target {
+        Target::Pid(pid) => (Some(*pid), vec![pid.to_string()]),
+        Target::Path { netns, .. } => (None, vec![netns.display().to_string()]),
+    };
+    SandboxState {
+        id: plan.id.clone(),
+        name: plan.name.clone(),
+        pid,
+        supervisor_pid: getpid().as_raw(),
+        mode: Mode::Private,
+        v4: plan.network.v4.map(|l| l.sandbox),
+        v6: plan.network.v6.map(|l| l.sandbox),
+        since: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs(),
+        command,
+        endpoint: Some(endpoint(plan)),
+        network: Some(plan.network.clone()),
+    }
+}
