@@ -359,7 +359,8 @@ impl Waiting {
     /// The network works.
     fn tell(self) -> Result<(), SandboxError> {
         if let Some(path) = &self.pid_file {
-            std::fs::write(path, format!("{}\n", getpid())).map_err(SandboxError::io("write the file of --pid-file"))?;
+            std::fs::write(path, format!("{}\n", getpid()))
+                .map_err(SandboxError::io("write the file of --pid-file"))?;
         }
         if let Some(fd) = self.ready_fd {
             File::from(fd).write_all(b"1\n").map_err(SandboxError::io("write to the descriptor of --ready-fd"))?;

@@ -24,10 +24,11 @@
 //! is undone on failure: the mount namespace ends with the process that made it.
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::plan::{Mode, PidMode};
 use crate::sys::ns;
@@ -98,16 +99,14 @@ impl View {
         let failed = |what| move |error: io::Error| MountError::Etc { what, error };
         // The working directory holds on to the real /etc while the place is covered.
         std::env::set_current_dir("/etc").map_err(failed("enter /etc"))?;
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        mount(Some("tmpfs"), "/etc", Some("tmpfs"), flags, Some(ETC_SIZE))
-            .map_err(|e| failed("mount a tmpfs")(e.into()))?;
-        match self.overlay_etc() {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                tracing::debug!("no overlay over /etc ({error}): links into it instead");
-                self.link_etc().map_err(failed("link to the real one"))
-            }
-        }
+        mount_etc().map_err(failed("mount a tmpfs"))?;
+        let Err(error) = self.overlay_etc() else { return Ok(()) };
+        tracing::debug!("no overlay over /etc ({error}): links into it instead");
+        // The real one is cloned with all that is mounted on it, so our tmpfs must not be.
+        umount2("/etc", MntFlags::MNT_DETACH).map_err(|e| failed("take the tmpfs off")(e.into()))?;
+        let real = ns::clone_tree(Path::new("/etc")).map_err(failed("clone the real one"))?;
+        mount_etc().map_err(failed("mount a tmpfs"))?;
+        self.link_etc(&real).map_err(failed("link to the real one"))
     }
 
     /// On the tmpfs at /etc: upper layer and work directory, and the overlay over it all.
@@ -115,24 +114,18 @@ impl View {
         let (upper, work) = (Path::new("/etc/upper"), Path::new("/etc/work"));
         fs::create_dir(upper)?;
         fs::create_dir(work)?;
-        let made = self.write_files(upper).and_then(|()| {
-            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-            let options = "lowerdir=.,upperdir=/etc/upper,workdir=/etc/work,userxattr";
-            Ok(mount(Some("overlay"), "/etc", Some("overlay"), flags, Some(options))?)
-        });
-        if made.is_err() {
-            fs::remove_dir_all(upper)?;
-            fs::remove_dir_all(work)?;
-        }
-        made
+        self.write_files(upper)?;
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        let options = "lowerdir=.,upperdir=/etc/upper,workdir=/etc/work,userxattr";
+        Ok(mount(Some("overlay"), "/etc", Some("overlay"), flags, Some(options))?)
     }
 
     /// On the tmpfs at /etc: the real one bound, and a link for each of its entries.
-    fn link_etc(&self) -> io::Result<()> {
-        let real = Path::new("/etc").join(REAL_ETC);
-        fs::create_dir(&real)?;
-        mount(Some("."), &real, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?;
-        for entry in fs::read_dir(".")?.flatten() {
+    fn link_etc(&self, real: &OwnedFd) -> io::Result<()> {
+        let at = Path::new("/etc").join(REAL_ETC);
+        fs::create_dir(&at)?;
+        ns::attach_tree(real, &at)?;
+        for entry in fs::read_dir(&at)?.flatten() {
             let name = entry.file_name();
             if self.files.iter().any(|(own, _)| name.to_str() == Some(own)) {
                 continue;
@@ -179,6 +172,12 @@ impl View {
             }
         }
     }
+}
+
+/// The tmpfs for /etc.
+fn mount_etc() -> io::Result<()> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    Ok(mount(Some("tmpfs"), "/etc", Some("tmpfs"), flags, Some(ETC_SIZE))?)
 }
 
 fn mount_proc() -> io::Result<()> {

@@ -171,9 +171,7 @@ fn open_path(path: &Path, userns: Option<&Path>) -> Result<(OwnedFd, OwnedFd, Li
         })?,
     };
     let life = match process_of(path) {
-        Some(pid) => {
-            Life::Process(spawn::pidfd_open(pid.unsigned_abs()).map_err(|_| TargetError::NoProcess(pid))?)
-        }
+        Some(pid) => Life::Process(spawn::pidfd_open(pid.unsigned_abs()).map_err(|_| TargetError::NoProcess(pid))?),
         None => {
             let id = identity(&netns)?;
             Life::Path { path: path.to_owned(), id, events: watch_directory(path) }
