@@ -1,7 +1,130 @@
 //! tapline's own command line.
+//!
+//! # Theory of operation
+//!
+//! Each subcommand has a file with what can be typed (a clap structure) and what is done about it. Two words are
+//! kept apart: the structures here hold what was *typed*, [`crate::plan`] what it *means*; the way from one to the
+//! other is [`options`] and the subcommand's own file, and nobody behind it looks at an option again.
+//!
+//! Options come from two places: the command line and the configuration file ([`config`]). There is only one
+//! description of them, clap's: a key of the file becomes the option of that name, put in front of those that were
+//! typed, unless the same option, or one that contradicts it, was typed. Help texts, manual pages ([`man`]) and
+//! completions come from that description too; what clap has no place for (examples, exit statuses, files,
+//! environment) stands in [`pages`].
+//!
+//! Whatever goes wrong before CMD runs is one line on standard error: what, why, what to do ([`error`]). A command
+//! line that makes no sense ends with 2, everything else that is tapline's fault or its host's with 125, and the
+//! rest is CMD's own status. A reader that went away (`tapline ps | head -1`) is no error.
+//!
+//! [`command`] and [`main`] are all that the outside sees. The gateway is this program too, under a hidden
+//! subcommand: it starts without looking at any configuration.
+use std::ffi::OsString;
 use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+mod attach;
+mod completions;
+mod config;
+mod dry_run;
+mod error;
+mod exec;
+mod gateway;
+mod inspect;
+mod man;
+mod options;
+mod output;
+mod pages;
+mod ps;
+mod rooms;
+mod run;
+mod stop;
+mod values;
+
+use error::Failure;
+
+/// Rootless networking for containers and sandboxes
+///
+/// tapline gives a command, or a namespace that a container runtime made, a network of its own, without any
+/// privilege on the host: an interface with addresses, routes and name resolution inside, ordinary sockets of an
+/// ordinary user outside.
+#[derive(Debug, Parser)]
+#[command(name = "tapline", version, max_term_width = 100, args_override_self = true)]
+#[command(disable_help_subcommand = true, subcommand_value_name = "COMMAND", subcommand_help_heading = "Commands")]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Verb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Run(Box<run::RunArgs>),
+    Attach(Box<attach::AttachArgs>),
+    Exec(exec::ExecArgs),
+    Ps(ps::PsArgs),
+    Inspect(inspect::InspectArgs),
+    Stop(stop::StopArgs),
+    Completions(completions::CompletionsArgs),
+    #[command(hide = true)]
+    Man(man::ManArgs),
+    #[command(hide = true)]
+    Gateway(gateway::GatewayArgs),
+}
+
+/// The description of the command line: what completions, manual pages and tests are made from.
+pub fn command() -> clap::Command {
+    pages::with_help(Cli::command())
+}
+
+/// The manual pages, by file name, as `tapline man DIR` writes them.
+///
+/// # Errors
+/// None in practice: they are written to memory.
+pub fn manual_pages() -> std::io::Result<Vec<(String, Vec<u8>)>> {
+    man::pages(command())
+}
 
 /// Runs the command line; the process's exit status.
 pub fn main() -> ExitCode {
-    ExitCode::FAILURE
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let status = match dispatch(words) {
+        Ok(status) => status,
+        Err(failure) => failure.report(),
+    };
+    // A status is what wait(2) gives: 0 to 255.
+    ExitCode::from(u8::try_from(status).unwrap_or(error::FAILED))
+}
+
+fn dispatch(words: Vec<OsString>) -> Result<i32, Failure> {
+    let typed = command().try_get_matches_from(words.clone())?;
+    let matches = match typed.subcommand() {
+        Some((verb @ ("run" | "attach"), given)) => match config::words(verb, given)? {
+            Some(found) => config::merge(words, verb, found)?,
+            None => typed,
+        },
+        _ => typed,
+    };
+    let Some(verb) = Cli::from_arg_matches(&matches)?.command else {
+        output::print(pages::GREETING)?;
+        return Ok(0);
+    };
+    match verb {
+        Verb::Run(args) => args.execute(),
+        Verb::Attach(args) => args.execute(),
+        Verb::Exec(args) => args.execute(),
+        Verb::Ps(args) => args.execute(),
+        Verb::Inspect(args) => args.execute(),
+        Verb::Stop(args) => args.execute(),
+        Verb::Completions(args) => args.execute(),
+        Verb::Man(args) => args.execute(),
+        Verb::Gateway(args) => args.execute(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_description_holds_together() {
+        super::command().debug_assert();
+    }
 }

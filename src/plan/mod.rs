@@ -8,6 +8,8 @@
 mod mac;
 mod network;
 mod run;
+pub mod subnet;
+pub mod words;
 
 pub use mac::{MacAddr, MacError};
 pub use network::{Endpoint, HostView, Ipv4Layout, Ipv6Layout, LinkKind, Network, Outbound};

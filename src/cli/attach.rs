@@ -1,0 +1,107 @@
+//! `tapline attach`.
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args};
+
+use super::dry_run::{self, Format};
+use super::error::Failure;
+use super::options::{self, AccessArgs, LoggingArgs, NamesArgs, NetworkArgs};
+use super::{output, rooms};
+use crate::plan::{self, Target};
+
+/// Give an existing namespace a network
+///
+/// The namespace is that of process PID, or the one at the path given with --netns. tapline stays in the foreground
+/// and ends when the namespace does; ended earlier, it takes the interface with it.
+#[derive(Args, Debug)]
+#[command(group = ArgGroup::new("target").args(["target_pid", "netns"]).required(true))]
+pub struct AttachArgs {
+    /// A process in the namespace
+    #[arg(value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    target_pid: Option<i32>,
+
+    /// Path of the network namespace, instead of a PID
+    #[arg(long, value_name = "PATH")]
+    netns: Option<PathBuf>,
+
+    /// Path of the user namespace that owns it [default: found by asking the kernel]
+    #[arg(long, value_name = "PATH", requires = "netns", conflicts_with = "target_pid")]
+    userns: Option<PathBuf>,
+
+    /// Make the interface and nothing else: for those who set addresses by themselves or by DHCP
+    #[arg(long)]
+    no_configure: bool,
+
+    /// Write `1` and a newline to this descriptor when the network is ready
+    #[arg(long, value_name = "FD", value_parser = clap::value_parser!(i32).range(0..))]
+    ready_fd: Option<RawFd>,
+
+    /// End when the other end of this descriptor is closed
+    #[arg(long, value_name = "FD", value_parser = clap::value_parser!(i32).range(0..))]
+    exit_fd: Option<RawFd>,
+
+    /// Write the PID of the process that serves the namespace to this file
+    #[arg(long, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
+
+    /// Return when the network is ready, and go on in the background
+    #[arg(long)]
+    detach: bool,
+
+    /// Print what would be done, and do nothing
+    #[arg(long, value_name = "FORMAT", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "text")]
+    dry_run: Option<Format>,
+
+    #[command(flatten)]
+    network: NetworkArgs,
+    #[command(flatten)]
+    access: AccessArgs,
+    #[command(flatten)]
+    names: NamesArgs,
+    #[command(flatten)]
+    logging: LoggingArgs,
+}
+
+impl AttachArgs {
+    fn plan(&self) -> Result<(plan::Attach, Vec<String>), Failure> {
+        let target = match (self.target_pid, &self.netns) {
+            (Some(pid), _) => Target::Pid(pid),
+            (None, Some(netns)) => Target::Path { netns: netns.clone(), userns: self.userns.clone() },
+            (None, None) => return Err(Failure::Usage("attach", "a PID or --netns PATH is needed".into())),
+        };
+        let mut shared = options::resolve("attach", "attach".as_ref(), &self.network, &self.access, &self.names, None)?;
+        if self.ready_fd.is_some() && self.ready_fd == self.exit_fd {
+            return Err(Failure::Usage(
+                "attach",
+                "'--ready-fd' and '--exit-fd' are the same descriptor: give two".into(),
+            ));
+        }
+        shared.interface.configure = !self.no_configure;
+        let plan = plan::Attach {
+            id: shared.id,
+            name: shared.name,
+            target,
+            network: shared.network,
+            interface: shared.interface,
+            logging: self.logging.resolve(),
+            ready_fd: self.ready_fd,
+            exit_fd: self.exit_fd,
+            pid_file: self.pid_file.clone(),
+            detach: self.detach,
+        };
+        Ok((plan, shared.warnings))
+    }
+
+    /// Does it.
+    pub fn execute(self) -> Result<i32, Failure> {
+        let (plan, warnings) = self.plan()?;
+        if let Some(format) = self.dry_run {
+            output::print(&dry_run::attach(&plan, &warnings, format)?)?;
+            return Ok(0);
+        }
+        drop(self);
+        rooms::start_logging(plan.logging, &warnings);
+        Ok(rooms::attach(plan)?)
+    }
+}

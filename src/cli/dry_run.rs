@@ -1,0 +1,172 @@
+//! `--dry-run`: the plan, for people or for programs.
+use std::fmt::Write as _;
+
+use clap::ValueEnum;
+
+use super::ps::mode_word;
+use crate::plan::{Attach, Interface, LinkChoice, MapUser, Mode, Network, PidMode, Run, Target};
+
+/// How the plan is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Lines for people
+    Text,
+    /// The whole plan as JSON
+    Json,
+}
+
+fn json<T: serde::Serialize>(plan: &T) -> anyhow::Result<String> {
+    Ok(serde_json::to_string_pretty(plan)? + "\n")
+}
+
+/// A column of labels, a column of text.
+#[derive(Default)]
+struct Lines(String);
+
+impl Lines {
+    fn add(&mut self, label: &str, text: impl std::fmt::Display) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.0, "{label:<10} {text}");
+    }
+}
+
+/// The plan of `run`.
+pub fn run(plan: &Run, warnings: &[String], format: Format) -> anyhow::Result<String> {
+    if format == Format::Json {
+        return json(plan);
+    }
+    let mut lines = Lines::default();
+    lines.add("sandbox", format_args!("{} (id {})", plan.name, plan.id));
+    let words: Vec<String> = plan.command.iter().map(|word| quoted(&word.to_string_lossy())).collect();
+    lines.add("command", words.join(" "));
+    lines.add(
+        "user",
+        match plan.map_user {
+            MapUser::Root => "root inside, the caller outside",
+            MapUser::Keep => "the caller, inside as outside",
+            MapUser::Auto => "root inside, with the caller's subordinate ids behind it",
+        },
+    );
+    lines.add(
+        "processes",
+        match plan.pid {
+            PidMode::Private => "a PID namespace of its own",
+            PidMode::Host => "the caller's PID namespace",
+        },
+    );
+    if plan.locked {
+        lines.add("locked", "CMD has no capability over its network and mounts");
+    }
+    lines.add("hostname", &plan.names.hostname);
+    match plan.mode {
+        Mode::Private => {
+            add_network(&mut lines, &plan.network, &plan.interface);
+            if !plan.names.options.is_empty() {
+                lines.add("resolver", format_args!("options {}", plan.names.options.join(" ")));
+            }
+        }
+        Mode::None => lines.add("network", format_args!("{}: lo and nothing else", mode_word(plan.mode))),
+        Mode::Host => lines.add("network", format_args!("{}: the host's own, no isolation", mode_word(plan.mode))),
+    }
+    add_warnings(&mut lines, warnings);
+    Ok(lines.0)
+}
+
+/// The plan of `attach`.
+pub fn attach(plan: &Attach, warnings: &[String], format: Format) -> anyhow::Result<String> {
+    if format == Format::Json {
+        return json(plan);
+    }
+    let mut lines = Lines::default();
+    lines.add("sandbox", format_args!("{} (id {})", plan.name, plan.id));
+    match &plan.target {
+        Target::Pid(pid) => lines.add("target", format_args!("the namespaces of process {pid}")),
+        Target::Path { netns, userns: None } => lines.add("target", netns.display()),
+        Target::Path { netns, userns: Some(userns) } => {
+            lines.add("target", format_args!("{}, owned by {}", netns.display(), userns.display()));
+        }
+    }
+    add_network(&mut lines, &plan.network, &plan.interface);
+    if !plan.interface.configure {
+        lines.add("configure", "no: the interface is made, and left without addresses");
+    }
+    add_warnings(&mut lines, warnings);
+    Ok(lines.0)
+}
+
+fn add_network(lines: &mut Lines, network: &Network, interface: &Interface) {
+    lines.add("network", format_args!("private, MTU {}", network.mtu));
+    if let Some(v4) = network.v4 {
+        lines
+            .add("IPv4", format_args!("{}: gateway {}, DNS {}, sandbox {}", v4.subnet, v4.gateway, v4.dns, v4.sandbox));
+    }
+    if let Some(v6) = network.v6 {
+        lines
+            .add("IPv6", format_args!("{}: gateway {}, DNS {}, sandbox {}", v6.subnet, v6.gateway, v6.dns, v6.sandbox));
+    }
+    let link = match interface.link {
+        LinkChoice::Auto => "a TAP, or a packet socket where there is no /dev/net/tun",
+        LinkChoice::Tap => "a TAP",
+        LinkChoice::Packet => "a packet socket",
+    };
+    lines.add("interface", format_args!("{}, {}, {link}", interface.name, interface.mac));
+    lines.add(
+        "host",
+        match network.host_loopback_allowed {
+            true => "the gateway's address leads to the host's loopback",
+            false => "the gateway's address leads to the host's own address; its loopback is closed",
+        },
+    );
+    lines.add("metadata", if network.metadata_allowed { "the clouds' metadata addresses are open" } else { "refused" });
+    lines.add(
+        "resolvers",
+        match (network.dns_enabled, network.dns_servers.as_slice()) {
+            (false, _) => "none".to_owned(),
+            (true, []) => "the network's DNS address, which asks the host's".to_owned(),
+            (true, some) => some.iter().map(|ip| ip.to_string()).collect::<Vec<_>>().join(", "),
+        },
+    );
+    if !network.dns_search.is_empty() {
+        lines.add("search", network.dns_search.join(" "));
+    }
+    for (name, address) in &network.local_names {
+        lines.add("name", format_args!("{name} is {address}"));
+    }
+    let outbound = &network.outbound;
+    let sources = outbound.v4.map(|ip| ip.to_string()).into_iter().chain(outbound.v6.map(|ip| ip.to_string()));
+    let sources: Vec<String> = sources.chain(outbound.interface.clone()).collect();
+    if !sources.is_empty() {
+        lines.add("outbound", format_args!("from {}", sources.join(", ")));
+    }
+    lines.add("UDP", format_args!("idle flows end after {} s", network.udp_timeout.as_secs()));
+}
+
+fn add_warnings(lines: &mut Lines, warnings: &[String]) {
+    for warning in warnings {
+        lines.add("warning", warning);
+    }
+}
+
+/// A word as a shell would want it.
+fn quoted(word: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_./:=@%+,".contains(&b);
+    if !word.is_empty() && word.bytes().all(plain) {
+        return word.to_owned();
+    }
+    let visible: String = word.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    format!("'{}'", visible.replace('\'', "'\\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_where_a_shell_needs_it() {
+        assert_eq!(quoted("curl"), "curl");
+        assert_eq!(quoted(""), "''");
+        assert_eq!(quoted("echo hi"), "'echo hi'");
+        assert_eq!(quoted("it's"), "'it'\\''s'");
+        assert!(!quoted("\x1b[2J").contains('\x1b'));
+    }
+}

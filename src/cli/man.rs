@@ -1,0 +1,93 @@
+//! The hidden `tapline man DIR`: writes the manual pages.
+use std::io;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, Command};
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, bold, roman};
+
+use super::error::Failure;
+use super::pages::{self, Page};
+
+/// Write the manual pages to a directory
+#[derive(Args, Debug)]
+pub struct ManArgs {
+    /// The directory, which must exist
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+}
+
+impl ManArgs {
+    /// Does it.
+    pub fn execute(self) -> Result<i32, Failure> {
+        for (name, text) in pages(super::command())? {
+            let path = self.directory.join(name);
+            std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(0)
+    }
+}
+
+/// All pages, by file name: tapline.1, and one for each subcommand that help shows.
+pub fn pages(mut description: Command) -> io::Result<Vec<(String, Vec<u8>)>> {
+    description.build();
+    let mut all = vec![page(&description, pages::of(""))?];
+    for verb in description.get_subcommands().filter(|verb| !verb.is_hide_set()) {
+        all.push(page(verb, pages::of(verb.get_name()))?);
+    }
+    Ok(all)
+}
+
+fn page(command: &Command, extra: &Page) -> io::Result<(String, Vec<u8>)> {
+    let name = command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned();
+    // "tapline run" and "tapline-run": the name as people look for it.
+    let named = command.clone().name(name.clone()).version(env!("CARGO_PKG_VERSION"));
+    let man = Man::new(named)
+        .title(name.to_uppercase())
+        .source(concat!("tapline ", env!("CARGO_PKG_VERSION")))
+        .manual("tapline's manual");
+    let mut text = Vec::new();
+    man.render_title(&mut text)?;
+    man.render_name_section(&mut text)?;
+    man.render_synopsis_section(&mut text)?;
+    man.render_description_section(&mut text)?;
+    man.render_options_section(&mut text)?;
+    if command.get_subcommands().any(|verb| !verb.is_hide_set()) {
+        man.render_subcommands_section(&mut text)?;
+    }
+    let mut roff = Roff::default();
+    roff.control("SH", ["EXAMPLES"]);
+    for (purpose, line) in extra.examples {
+        roff.control("PP", []);
+        roff.text([roman(*purpose)]);
+        roff.control("PP", []);
+        roff.control("RS", ["4"]);
+        roff.control("nf", []);
+        roff.text([bold(*line)]);
+        roff.control("fi", []);
+        roff.control("RE", []);
+    }
+    for (title, items) in
+        [("EXIT STATUS", extra.exit_status), ("FILES", extra.files), ("ENVIRONMENT", extra.environment)]
+    {
+        if items.is_empty() {
+            continue;
+        }
+        roff.control("SH", [title]);
+        for (term, meaning) in items {
+            roff.control("TP", []);
+            roff.text([bold(*term)]);
+            roff.text([roman(*meaning)]);
+        }
+    }
+    roff.control("SH", ["SEE ALSO"]);
+    let others: Vec<String> = pages::PAGES
+        .iter()
+        .map(|page| if page.verb.is_empty() { "tapline(1)".to_owned() } else { format!("tapline-{}(1)", page.verb) })
+        .filter(|other| *other != format!("{name}(1)"))
+        .collect();
+    roff.text([roman(others.join(", "))]);
+    roff.to_writer(&mut text)?;
+    Ok((format!("{name}.1"), text))
+}

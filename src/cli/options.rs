@@ -1,0 +1,296 @@
+//! The options that `run` and `attach` share, and what they mean together.
+use std::ffi::OsStr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use clap::{ArgAction, Args};
+use ipnet::{Ipv4Net, Ipv6Net};
+
+use super::error::Failure;
+use super::values::LogFormat;
+use crate::plan::{
+    HostTarget, Interface, Ipv4Layout, Ipv6Layout, LinkChoice, Logging, MacAddr, Names, Network, Outbound, subnet,
+    words,
+};
+
+/// Names that lead to the gateway's address, and so to the host.
+pub const HOST_NAMES: [&str; 3] = ["host.tapline.internal", "host.docker.internal", "host.containers.internal"];
+
+/// The MTU where none is asked for, in bytes: slirp's, and the largest.
+pub const DEFAULT_MTU: u16 = 65520;
+
+/// Idle UDP flows live so long where nothing else is asked for (RFC 4787 REQ-5 recommends five minutes).
+pub const DEFAULT_UDP_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Under this RFC 4787 REQ-5 is broken.
+const SHORTEST_UDP_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The network and the interface inside.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Network")]
+pub struct NetworkArgs {
+    /// Name of the sandbox, for ps, exec, inspect and stop [default: the command's and four digits]
+    #[arg(long, value_name = "NAME", value_parser = words::parse_name)]
+    pub name: Option<String>,
+
+    /// Largest IP packet in bytes: 576 to 65520, with IPv6 1280 at least [default: 65520]
+    #[arg(long, value_name = "BYTES", value_parser = words::parse_mtu)]
+    mtu: Option<u16>,
+
+    /// IPv4 subnet; the gateway is its address 2, DNS 3, the sandbox 100 [default: 10.0.2.0/24]
+    #[arg(long, value_name = "CIDR", value_parser = subnet::parse_ipv4_subnet, conflicts_with = "ipv6_only")]
+    subnet: Option<Ipv4Net>,
+
+    /// IPv6 prefix; the gateway is ::2, DNS ::3, the sandbox ::100 [default: fd00::/64]
+    #[arg(long, value_name = "CIDR", value_parser = subnet::parse_ipv6_subnet, conflicts_with = "ipv4_only")]
+    subnet6: Option<Ipv6Net>,
+
+    /// No IPv6 inside
+    #[arg(long, conflicts_with = "ipv6_only")]
+    ipv4_only: bool,
+
+    /// No IPv4 inside
+    #[arg(long)]
+    ipv6_only: bool,
+
+    /// Ethernet address of the interface [default: 02:42 and the sandbox's IPv4 address]
+    #[arg(long, value_name = "MAC")]
+    mac: Option<MacAddr>,
+
+    /// Name of the interface inside
+    #[arg(long, value_name = "NAME", value_parser = words::parse_interface, default_value = "tap0")]
+    ifname: String,
+
+    /// How frames travel between the sandbox and its gateway
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = LinkChoice::Auto)]
+    link: LinkChoice,
+
+    /// Source address of connections to the outside; once for IPv4, once for IPv6
+    #[arg(long, value_name = "IP", value_parser = words::parse_address)]
+    outbound_addr: Vec<IpAddr>,
+
+    /// Interface of the host that connections to the outside leave by
+    #[arg(long, value_name = "NAME", value_parser = words::parse_host_interface)]
+    outbound_interface: Option<String>,
+
+    /// How long a UDP or ping flow may be idle: seconds, or with s, m or h [default: 5m]
+    ///
+    /// RFC 4787 asks for two minutes at least; less is possible and gets a warning. Flows to port 53 end after ten
+    /// seconds.
+    #[arg(long, value_name = "TIME", value_parser = words::parse_timeout)]
+    udp_timeout: Option<Duration>,
+}
+
+/// What may be reached on the host and beside it.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Access")]
+pub struct AccessArgs {
+    /// Let the gateway's address lead to the host's loopback
+    ///
+    /// Without it that address, and the name host.tapline.internal, lead to the host's own non-loopback address: what
+    /// the host offers to its network can be used, and nothing of what it offers only to itself.
+    #[arg(long)]
+    host_loopback: bool,
+
+    /// Let the clouds' metadata services be reached (169.254.169.254 and its like)
+    #[arg(long)]
+    allow_metadata: bool,
+}
+
+/// Names inside.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Names")]
+pub struct NamesArgs {
+    /// Resolver to be used inside; may be repeated [default: the network's DNS address, which asks the host's]
+    #[arg(long, value_name = "IP", value_parser = words::parse_address, conflicts_with = "no_dns")]
+    dns: Vec<IpAddr>,
+
+    /// Search domain; may be repeated, `.` means none [default: the host's]
+    #[arg(long, value_name = "DOMAIN", value_parser = words::parse_search_domain, conflicts_with = "no_dns")]
+    dns_search: Vec<String>,
+
+    /// Option for resolv.conf(5), like ndots:2; may be repeated
+    #[arg(long, value_name = "OPTION", value_parser = words::parse_resolver_option, conflicts_with = "no_dns")]
+    dns_option: Vec<String>,
+
+    /// Another name inside; the address may be `host-gateway`, for the host; may be repeated
+    #[arg(long, value_name = "NAME:IP", value_parser = words::parse_add_host)]
+    add_host: Vec<(String, HostTarget)>,
+
+    /// No name resolution: an empty resolv.conf, and nobody answers at the DNS address
+    #[arg(long)]
+    no_dns: bool,
+}
+
+/// What is said while it works.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Messages")]
+pub struct LoggingArgs {
+    /// Say more; twice for debugging
+    #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
+    verbose: u8,
+
+    /// Say nothing but errors
+    #[arg(short, long)]
+    quiet: bool,
+
+    /// Form of the messages on standard error
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+impl LoggingArgs {
+    /// What it means.
+    pub fn resolve(&self) -> Logging {
+        // More than a handful of -v means no more than a handful.
+        let verbosity = if self.quiet { -1 } else { i8::try_from(self.verbose.min(9)).unwrap_or(9) };
+        Logging { verbosity, json: self.log_format == LogFormat::Json }
+    }
+}
+
+/// All that `run` and `attach` share, resolved.
+pub struct Resolved {
+    pub id: String,
+    pub name: String,
+    pub network: Network,
+    pub interface: Interface,
+    pub names: Names,
+    /// One sentence each; nothing that prevents the work.
+    pub warnings: Vec<String>,
+}
+
+/// What the shared options mean together. `verb` is the subcommand, `base` the word that a default name begins with.
+pub fn resolve(
+    verb: &'static str,
+    base: &OsStr,
+    network: &NetworkArgs,
+    access: &AccessArgs,
+    names: &NamesArgs,
+    hostname: Option<&str>,
+) -> Result<Resolved, Failure> {
+    let usage = |text: String| Failure::Usage(verb, text);
+    let mut warnings = Vec::new();
+    let id = crate::cli::rooms::random_id();
+    let name = match &network.name {
+        Some(name) => name.clone(),
+        None => words::default_name(&base.to_string_lossy(), &id),
+    };
+
+    // The subnets' parsers have made sure of the room.
+    let v4 = if network.ipv6_only { None } else { Ipv4Layout::slirp(network.subnet.unwrap_or(subnet::DEFAULT_SUBNET)) };
+    let v6 =
+        if network.ipv4_only { None } else { Ipv6Layout::slirp(network.subnet6.unwrap_or(subnet::DEFAULT_SUBNET6)) };
+    let mtu = network.mtu.unwrap_or(DEFAULT_MTU);
+    if v6.is_some() && mtu < 1280 {
+        return Err(usage(format!(
+            "'{mtu}' is no value for '--mtu <BYTES>' with IPv6, which needs 1280 bytes at least (RFC 8200): take more, or add --ipv4-only"
+        )));
+    }
+    let (gateway_mac, derived_mac) = match (v4, v6) {
+        (Some(v4), _) => (MacAddr::from_ipv4(v4.gateway), MacAddr::from_ipv4(v4.sandbox)),
+        (None, Some(v6)) => (MacAddr::from_ipv6(v6.gateway), MacAddr::from_ipv6(v6.sandbox)),
+        (None, None) => return Err(usage("'--ipv4-only' contradicts '--ipv6-only': give one of them".into())),
+    };
+    let mac = network.mac.unwrap_or(derived_mac);
+    if mac == gateway_mac {
+        return Err(usage(format!("'{mac}' is no value for '--mac <MAC>': the gateway has it, take another")));
+    }
+    let udp_timeout = network.udp_timeout.unwrap_or(DEFAULT_UDP_TIMEOUT);
+    if udp_timeout < SHORTEST_UDP_TIMEOUT {
+        warnings.push(format!(
+            "--udp-timeout of {} s is less than the two minutes of RFC 4787: idle UDP conversations may break",
+            udp_timeout.as_secs()
+        ));
+    }
+    let search = search_domains(&names.dns_search).map_err(usage)?;
+    let resolved_names = Names {
+        hostname: hostname.unwrap_or(&name).to_owned(),
+        dns: !names.no_dns,
+        servers: names.dns.clone(),
+        search: search.clone(),
+        options: names.dns_option.clone(),
+        hosts: names.add_host.clone(),
+    };
+    let resolved_network = Network {
+        v4,
+        v6,
+        mtu,
+        gateway_mac,
+        host_loopback_allowed: access.host_loopback,
+        metadata_allowed: access.allow_metadata,
+        broadcast_to_host: false,
+        dns_enabled: !names.no_dns,
+        dns_search: search.unwrap_or_default(),
+        dns_servers: names.dns.clone(),
+        local_names: local_names(&names.add_host, v4.map(|l| l.gateway), v6.map(|l| l.gateway)),
+        outbound: outbound(network).map_err(usage)?,
+        udp_timeout,
+    };
+    let interface = Interface { name: network.ifname.clone(), mac, link: network.link, configure: true };
+    Ok(Resolved { id, name, network: resolved_network, interface, names: resolved_names, warnings })
+}
+
+fn search_domains(given: &[String]) -> Result<Option<Vec<String>>, String> {
+    match given {
+        [] => Ok(None),
+        [dot] if dot == "." => Ok(Some(Vec::new())),
+        several if several.iter().any(|domain| domain == ".") => {
+            Err("'--dns-search .' means no search domain: give it alone, or leave it out".into())
+        }
+        several => Ok(Some(several.to_vec())),
+    }
+}
+
+fn outbound(network: &NetworkArgs) -> Result<Outbound, String> {
+    let mut outbound = Outbound { interface: network.outbound_interface.clone(), ..Outbound::default() };
+    for address in &network.outbound_addr {
+        let taken = match address {
+            IpAddr::V4(v4) => outbound.v4.replace(*v4).is_some(),
+            IpAddr::V6(v6) => outbound.v6.replace(*v6).is_some(),
+        };
+        if taken {
+            let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+            return Err(format!("'--outbound-addr {address}' is the second {family} address: one of each family"));
+        }
+    }
+    Ok(outbound)
+}
+
+/// The names that the DNS address answers itself: those given, and the host's where they were not given.
+fn local_names(given: &[(String, HostTarget)], v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) -> Vec<(String, IpAddr)> {
+    let gateways: Vec<IpAddr> = v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6)).collect();
+    let is_given = |name: &str| given.iter().any(|(other, _)| other == name);
+    let built_in =
+        HOST_NAMES.into_iter().filter(|name| !is_given(name)).map(|name| (name.to_owned(), HostTarget::Gateway));
+    built_in
+        .chain(given.iter().cloned())
+        .flat_map(|(name, target)| {
+            let addresses = match target {
+                HostTarget::Address(address) => vec![address],
+                HostTarget::Gateway => gateways.clone(),
+            };
+            addresses.into_iter().map(move |address| (name.clone(), address))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_given_name_takes_the_place_of_a_built_in_one() {
+        let given = vec![("host.docker.internal".to_owned(), HostTarget::Address([192, 0, 2, 7].into()))];
+        let names = local_names(&given, Some(Ipv4Addr::new(10, 0, 2, 2)), None);
+        let of = |name: &str| names.iter().filter(|(n, _)| n == name).map(|(_, ip)| *ip).collect::<Vec<_>>();
+        assert_eq!(of("host.docker.internal"), [IpAddr::from([192, 0, 2, 7])]);
+        assert_eq!(of("host.tapline.internal"), [IpAddr::from([10, 0, 2, 2])]);
+    }
+
+    #[test]
+    fn a_dot_means_no_search_domain() {
+        assert_eq!(search_domains(&[]), Ok(None));
+        assert_eq!(search_domains(&[".".into()]), Ok(Some(vec![])));
+        assert!(search_domains(&[".".into(), "example.org".into()]).is_err());
+    }
+}

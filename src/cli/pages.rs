@@ -1,0 +1,197 @@
+//! What help texts and manual pages say beyond the options: the one place for it.
+use std::fmt::Write as _;
+
+use clap::Command;
+
+/// A pair of columns.
+type Items = &'static [(&'static str, &'static str)];
+
+/// What there is to say of a subcommand.
+pub struct Page {
+    /// The subcommand; empty for `tapline` itself.
+    pub verb: &'static str,
+    /// What for, and the command line.
+    pub examples: Items,
+    /// Exit statuses.
+    pub exit_status: Items,
+    /// Files it reads or writes.
+    pub files: Items,
+    /// Variables it looks at.
+    pub environment: Items,
+}
+
+/// What `tapline` alone prints.
+pub const GREETING: &str = "\
+tapline gives a command a network of its own, without any privilege on the host.
+
+  tapline run -- CMD [ARG...]    run CMD with a network of its own
+  tapline run                    the same with a shell
+  tapline attach PID             give the namespace of a process a network
+  tapline ps                     what is running
+
+'tapline --help' shows all commands, 'tapline run --help' all options.
+";
+
+const OWN_STATUS: Items = &[
+    ("0", "It was done."),
+    ("2", "The command line makes no sense."),
+    ("125", "tapline failed; a line on standard error says why, and what to do."),
+];
+
+const COMMAND_STATUS: Items = &[
+    ("2", "The command line makes no sense (or CMD ended with 2)."),
+    ("125", "tapline failed; a line on standard error says why, and what to do."),
+    ("126", "CMD was found but cannot be run."),
+    ("127", "CMD was not found."),
+    ("128 + N", "Signal N ended CMD."),
+    ("any other", "CMD's own exit status."),
+];
+
+const CONFIG_FILE: (&str, &str) = (
+    "$XDG_CONFIG_HOME/tapline/config.toml",
+    "Options for every call: the long name of an option is a key, without the hyphens in front; a list stands for an option given several times, true for a flag. Keys at the top count for run and attach, those in [run] or [attach] for that command. The command line wins.",
+);
+
+const STATE: (&str, &str) = (
+    "$XDG_RUNTIME_DIR/tapline/",
+    "What runs: a directory for each sandbox, gone with it. Without a usable XDG_RUNTIME_DIR it is /tmp/tapline-UID.",
+);
+
+const XDG_CONFIG: (&str, &str) =
+    ("XDG_CONFIG_HOME", "Where the configuration file lies; ~/.config where it is not set.");
+const XDG_RUNTIME: (&str, &str) = ("XDG_RUNTIME_DIR", "Where the state directory lies.");
+
+/// All pages, in the order of the commands.
+pub const PAGES: &[Page] = &[
+    Page {
+        verb: "",
+        examples: &[
+            ("A shell with a network of its own:", "tapline run"),
+            ("A network for a process that already has a namespace:", "tapline attach 4711"),
+        ],
+        exit_status: OWN_STATUS,
+        files: &[CONFIG_FILE, STATE],
+        environment: &[XDG_CONFIG, XDG_RUNTIME],
+    },
+    Page {
+        verb: "run",
+        examples: &[
+            ("A command with a network of its own:", "tapline run -- curl https://example.org"),
+            ("A shell that can reach nothing:", "tapline run --net none"),
+            (
+                "A service on the host's loopback is reached through the gateway's address:",
+                "tapline run --host-loopback -- curl http://host.tapline.internal:8000",
+            ),
+            ("Other addresses, IPv4 only:", "tapline run --subnet 192.168.7.0/24 --ipv4-only"),
+            ("A resolver and a name of one's own:", "tapline run --dns 192.0.2.53 --add-host db:192.0.2.7"),
+            ("What would be done:", "tapline run --dry-run -- make test"),
+        ],
+        exit_status: COMMAND_STATUS,
+        files: &[CONFIG_FILE, STATE, ("/etc/subuid, /etc/subgid", "Subordinate ids, for --map-user auto.")],
+        environment: &[("SHELL", "CMD where none is given."), XDG_CONFIG, XDG_RUNTIME],
+    },
+    Page {
+        verb: "attach",
+        examples: &[
+            ("A network for the namespace of a process:", "tapline attach 4711"),
+            ("Return when it is ready:", "tapline attach --detach --pid-file tapline.pid 4711"),
+            ("By path; the user namespace that owns it is found:", "tapline attach --netns /proc/4711/ns/net"),
+            ("Only the interface, for a DHCP client inside:", "tapline attach --no-configure --ifname eth0 4711"),
+        ],
+        exit_status: OWN_STATUS,
+        files: &[CONFIG_FILE, STATE],
+        environment: &[XDG_CONFIG, XDG_RUNTIME],
+    },
+    Page {
+        verb: "exec",
+        examples: &[("Look at a sandbox from inside:", "tapline exec bash-3f9a -- cat /etc/resolv.conf")],
+        exit_status: COMMAND_STATUS,
+        files: &[STATE],
+        environment: &[XDG_RUNTIME],
+    },
+    Page {
+        verb: "ps",
+        examples: &[
+            ("What is running:", "tapline ps"),
+            ("For programs, a JSON object on each line:", "tapline ps --format json"),
+        ],
+        exit_status: OWN_STATUS,
+        files: &[STATE],
+        environment: &[XDG_RUNTIME],
+    },
+    Page {
+        verb: "inspect",
+        examples: &[("Addresses, process ids and counters:", "tapline inspect bash-3f9a")],
+        exit_status: OWN_STATUS,
+        files: &[STATE],
+        environment: &[XDG_RUNTIME],
+    },
+    Page {
+        verb: "stop",
+        examples: &[("End a sandbox:", "tapline stop bash-3f9a")],
+        exit_status: OWN_STATUS,
+        files: &[STATE],
+        environment: &[XDG_RUNTIME],
+    },
+    Page {
+        verb: "completions",
+        examples: &[
+            ("For bash:", "tapline completions bash > ~/.local/share/bash-completion/completions/tapline"),
+            ("For fish:", "tapline completions fish > ~/.config/fish/completions/tapline.fish"),
+        ],
+        exit_status: OWN_STATUS,
+        files: &[],
+        environment: &[],
+    },
+];
+
+/// The page of a subcommand; tapline's own for one that has none.
+pub fn of(verb: &str) -> &'static Page {
+    PAGES.iter().find(|page| page.verb == verb).unwrap_or(&PAGES[0])
+}
+
+/// Puts examples and exit statuses behind the long help texts.
+pub fn with_help(mut description: Command) -> Command {
+    let verbs: Vec<String> = description.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
+    for verb in verbs.iter().filter(|verb| PAGES.iter().any(|page| page.verb == *verb)) {
+        description = description.mut_subcommand(verb, |command| command.after_long_help(help(of(verb))));
+    }
+    description.after_long_help(help(of("")))
+}
+
+fn help(page: &Page) -> String {
+    let mut text = String::from("Examples:\n");
+    // Writing to a String cannot fail.
+    for (purpose, line) in page.examples {
+        let _ = writeln!(text, "  {purpose}\n      {line}");
+    }
+    text.push_str("\nExit status:\n");
+    for (status, meaning) in page.exit_status {
+        let _ = writeln!(text, "  {status:<10} {meaning}");
+    }
+    text.trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_visible_subcommand_has_a_page_and_every_page_a_subcommand() {
+        let description = crate::cli::command();
+        let visible = description.get_subcommands().filter(|verb| !verb.is_hide_set()).map(|verb| verb.get_name());
+        let mut visible: Vec<&str> = visible.chain([""]).collect();
+        let mut pages: Vec<&str> = PAGES.iter().map(|page| page.verb).collect();
+        visible.sort_unstable();
+        pages.sort_unstable();
+        assert_eq!(visible, pages);
+    }
+
+    #[test]
+    fn every_example_is_a_command_line_that_parses() {
+        for (_, line) in PAGES.iter().flat_map(|page| page.examples) {
+            let words: Vec<&str> = line.split(" > ").next().unwrap_or(line).split_whitespace().collect();
+            assert!(crate::cli::command().try_get_matches_from(words).is_ok(), "{line}");
+        }
+    }
+}

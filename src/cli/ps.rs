@@ -1,0 +1,158 @@
+//! `tapline ps`.
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::{Args, ValueEnum};
+use comfy_table::{Table, presets};
+
+use super::error::Failure;
+use super::output;
+use crate::control::state::{SandboxState, StateDir};
+use crate::plan::Mode;
+
+/// List the sandboxes that run
+#[derive(Args, Debug)]
+pub struct PsArgs {
+    /// A table for people, or a JSON object on each line
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Table)]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Aligned columns
+    Table,
+    /// A JSON object on each line
+    Json,
+}
+
+impl PsArgs {
+    /// Does it.
+    pub fn execute(self) -> Result<i32, Failure> {
+        let mut sandboxes = StateDir::open()?.list()?;
+        sandboxes.sort_by(|a, b| (a.since, &a.name).cmp(&(b.since, &b.name)));
+        let text = match self.format {
+            Format::Table => table(&sandboxes, SystemTime::now()),
+            Format::Json => json(&sandboxes).map_err(anyhow::Error::from)?,
+        };
+        output::print(&text)?;
+        Ok(0)
+    }
+}
+
+/// The word that `--net` has for it.
+pub fn mode_word(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Private => "private",
+        Mode::None => "none",
+        Mode::Host => "host",
+    }
+}
+
+fn json(sandboxes: &[SandboxState]) -> serde_json::Result<String> {
+    let mut lines = String::new();
+    for sandbox in sandboxes {
+        let addresses: Vec<String> = addresses(sandbox);
+        let line = serde_json::json!({
+            "name": sandbox.name, "id": sandbox.id, "pid": sandbox.pid, "mode": sandbox.mode,
+            "addresses": addresses, "since": sandbox.since, "command": sandbox.command,
+        });
+        lines.push_str(&serde_json::to_string(&line)?);
+        lines.push('\n');
+    }
+    Ok(lines)
+}
+
+fn addresses(sandbox: &SandboxState) -> Vec<String> {
+    let v4 = sandbox.v4.map(|ip| ip.to_string());
+    v4.into_iter().chain(sandbox.v6.map(|ip| ip.to_string())).collect()
+}
+
+fn table(sandboxes: &[SandboxState], now: SystemTime) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(["NAME", "ID", "PID", "MODE", "ADDRESSES", "SINCE", "COMMAND"]);
+    for sandbox in sandboxes {
+        let addresses = match addresses(sandbox) {
+            none if none.is_empty() => "-".to_owned(),
+            some => some.join(","),
+        };
+        table.add_row([
+            sandbox.name.clone(),
+            sandbox.id.clone(),
+            sandbox.pid.map_or("-".to_owned(), |pid| pid.to_string()),
+            mode_word(sandbox.mode).to_owned(),
+            addresses,
+            age(sandbox.since, now),
+            shortened(&sandbox.command.join(" ")),
+        ]);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.trim_fmt() + "\n"
+}
+
+/// How long ago, in the largest unit that says something.
+fn age(since: u64, now: SystemTime) -> String {
+    let seconds = now.duration_since(UNIX_EPOCH + Duration::from_secs(since)).unwrap_or_default().as_secs();
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        3600..86_400 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// What fits beside the other columns, without anything that could move the terminal's cursor.
+fn shortened(command: &str) -> String {
+    let clean = command.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut text: String = clean.clone().take(40).collect();
+    if clean.count() > 40 {
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sandbox() -> SandboxState {
+        SandboxState {
+            id: "0123456789ab".into(),
+            name: "web".into(),
+            pid: Some(42),
+            supervisor_pid: 41,
+            mode: Mode::Private,
+            v4: Some([10, 0, 2, 100].into()),
+            v6: None,
+            since: 1000,
+            command: vec!["sh".into(), "-c".into(), "echo \x1b[2J".into()],
+            endpoint: None,
+            network: None,
+        }
+    }
+
+    #[test]
+    fn a_row_shows_what_a_person_looks_for() {
+        let text = table(&[sandbox()], UNIX_EPOCH + Duration::from_secs(1000 + 7200));
+        let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(rows[0], ["NAME", "ID", "PID", "MODE", "ADDRESSES", "SINCE", "COMMAND"]);
+        assert_eq!(rows[1], ["web", "0123456789ab", "42", "private", "10.0.2.100", "2h", "sh", "-c", "echo", "[2J"]);
+        assert!(!text.contains('\x1b'));
+    }
+
+    #[test]
+    fn json_is_an_object_on_each_line() {
+        let text = json(&[sandbox(), sandbox()]).unwrap();
+        assert_eq!(text.lines().count(), 2);
+        let first: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        assert_eq!(first["addresses"][0], "10.0.2.100");
+        assert_eq!(first["mode"], "private");
+    }
+
+    #[test]
+    fn a_clock_that_went_back_is_no_error() {
+        assert_eq!(age(2000, UNIX_EPOCH + Duration::from_secs(1000)), "0s");
+    }
+}

@@ -1,0 +1,93 @@
+//! `tapline run`.
+use std::ffi::OsString;
+
+use clap::Args;
+
+use super::dry_run::{self, Format};
+use super::error::Failure;
+use super::options::{self, AccessArgs, LoggingArgs, NamesArgs, NetworkArgs};
+use super::{output, rooms};
+use crate::plan::{self, MapUser, Mode, PidMode, words};
+
+/// Run a command with a network of its own
+///
+/// Makes a user, network, mount, UTS and PID namespace, gives it an interface, addresses and routes, its own
+/// resolv.conf, hosts and hostname, and runs CMD in it: by default $SHELL. Whatever ends tapline ends CMD and all it
+/// started, and leaves nothing behind.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// Which network CMD gets
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = Mode::Private)]
+    net: Mode,
+
+    /// Hostname inside [default: the sandbox's name]
+    #[arg(long, value_name = "NAME", value_parser = words::parse_hostname)]
+    hostname: Option<String>,
+
+    /// Which user CMD sees itself as
+    #[arg(long, value_name = "USER", value_enum, default_value_t = MapUser::Root)]
+    map_user: MapUser,
+
+    /// Which PID namespace CMD is in
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = PidMode::Private)]
+    pid: PidMode,
+
+    /// Leave CMD no capability over its network and mounts
+    ///
+    /// CMD then runs in a further user namespace, so that it can neither change its network nor uncover what is
+    /// covered.
+    #[arg(long)]
+    locked: bool,
+
+    /// Print what would be done, and do nothing
+    #[arg(long, value_name = "FORMAT", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "text")]
+    dry_run: Option<Format>,
+
+    #[command(flatten)]
+    network: NetworkArgs,
+    #[command(flatten)]
+    access: AccessArgs,
+    #[command(flatten)]
+    names: NamesArgs,
+    #[command(flatten)]
+    logging: LoggingArgs,
+
+    /// The command and its arguments [default: $SHELL]
+    #[arg(value_name = "CMD", trailing_var_arg = true)]
+    command: Vec<OsString>,
+}
+
+impl RunArgs {
+    fn plan(&self) -> Result<(plan::Run, Vec<String>), Failure> {
+        let command = if self.command.is_empty() { vec![rooms::default_shell()] } else { self.command.clone() };
+        let shared =
+            options::resolve("run", &command[0], &self.network, &self.access, &self.names, self.hostname.as_deref())?;
+        let plan = plan::Run {
+            id: shared.id,
+            name: shared.name,
+            mode: self.net,
+            network: shared.network,
+            interface: shared.interface,
+            names: shared.names,
+            pid: self.pid,
+            map_user: self.map_user,
+            locked: self.locked,
+            logging: self.logging.resolve(),
+            command,
+        };
+        Ok((plan, shared.warnings))
+    }
+
+    /// Does it.
+    pub fn execute(self) -> Result<i32, Failure> {
+        let (plan, warnings) = self.plan()?;
+        if let Some(format) = self.dry_run {
+            output::print(&dry_run::run(&plan, &warnings, format)?)?;
+            return Ok(0);
+        }
+        // What was typed is not needed while CMD runs, and the supervisor counts its kilobytes.
+        drop(self);
+        rooms::start_logging(plan.logging, &warnings);
+        Ok(rooms::run(plan)?)
+    }
+}
