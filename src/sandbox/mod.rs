@@ -99,5 +99,3 @@ fn killed_by(signal: Option<i32>) -> String {
         _ => String::new(),
     }
 }
-//! (being built)
-pub mod link;
