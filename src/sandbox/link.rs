@@ -10,6 +10,11 @@
 //! keeps the second namespace alive: when the socket is closed the kernel takes down the namespace and the pair.
 //! It does so a little later, so a name that is taken is tried again for a moment.
 //!
+//! A half that is brought up before the other one has no carrier at that moment, and silently loses all that is
+//! sent through it until the kernel's linkwatch has run. The far half's state cannot be seen from the sandbox, so
+//! it is the one brought up last; the sandbox's half comes up first and is waited for. That is why a veth is up
+//! when it is handed out, where a TAP is not.
+//!
 //! [`configure`] gives the interface its MTU, MAC, addresses and routes. The kernel shall add nothing of its own
 //! and wait for nothing: no link-local address that is tentative for a second (addr_gen_mode none, one of ours
 //! instead), no router advertisements (accept_ra 0), no duplicate address detection, reverse-path filtering
@@ -40,6 +45,10 @@ const FAR_MTU: u32 = 65_535;
 const LEFTOVER_RETRIES: u32 = 25;
 const LEFTOVER_PAUSE: Duration = Duration::from_millis(10);
 
+/// How long, and how often, a veth's carrier is waited for.
+const CARRIER_RETRIES: u32 = 1000;
+const CARRIER_PAUSE: Duration = Duration::from_millis(1);
+
 /// Why the sandbox has no interface.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
@@ -58,6 +67,9 @@ pub enum LinkError {
     /// No packet socket.
     #[error(transparent)]
     Packet(#[from] PacketError),
+    /// The pair's halves do not come up.
+    #[error("the interface {0} has no carrier: the kernel did not join it to its other half")]
+    NoCarrier(String),
     /// A step of configuring failed.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
@@ -102,57 +114,85 @@ pub struct Configured {
     pub v6: bool,
 }
 
-/// Make the sandbox's interface, down, with its MAC and MTU, in the calling thread's network namespace. With
+/// Make the sandbox's interface, with its MAC and MTU and without addresses, in the calling thread's network namespace. With
 /// [`LinkChoice::Auto`] a TAP if possible.
 ///
 /// The thread is in the same network namespace afterwards, unless the error is [`LinkError::Return`]. No other
 /// thread should be running: a new namespace is entered for a moment.
 pub fn make_link(choice: LinkChoice, ifname: &str, mac: MacAddr, mtu: u16) -> Result<MadeLink, LinkError> {
-    let made = match choice {
-        LinkChoice::Packet => make_veth(ifname).map(|fd| MadeLink { kind: LinkKind::Packet, fd, notice: None })?,
-        LinkChoice::Tap => tap(Tap::create(ifname)?),
-        LinkChoice::Auto => match Tap::create(ifname) {
-            Ok(made) => tap(made),
-            Err(tap) if tap.is_unavailable() => {
+    match choice {
+        LinkChoice::Packet => Ok(packet(make_veth(ifname, mac, mtu)?, None)),
+        LinkChoice::Tap => make_tap(ifname, mac, mtu),
+        LinkChoice::Auto => match make_tap(ifname, mac, mtu) {
+            Err(LinkError::Tap(tap)) if tap.is_unavailable() => {
                 let notice = format!("{tap}; using a packet socket instead");
-                match make_veth(ifname) {
-                    Ok(fd) => MadeLink { kind: LinkKind::Packet, fd, notice: Some(notice) },
-                    Err(packet) => return Err(LinkError::Neither { tap, packet: Box::new(packet) }),
+                match make_veth(ifname, mac, mtu) {
+                    Ok(fd) => Ok(packet(fd, Some(notice))),
+                    Err(packet) => Err(LinkError::Neither { tap, packet: Box::new(packet) }),
                 }
             }
-            Err(error) => return Err(error.into()),
+            other => other,
         },
-    };
-    let mut netlink = Netlink::open()?;
-    let index = netlink.link(ifname)?.index;
-    // Before the interface is up, so that it never has an address of the kernel's making.
-    let _ = netlink.set_addr_gen_mode_none(index);
-    netlink.change_link(index, &LinkChange { mac: Some(mac.0), mtu: Some(u32::from(mtu)), ..LinkChange::default() })?;
-    Ok(made)
+    }
 }
 
-fn tap(tap: Tap) -> MadeLink {
-    MadeLink { kind: LinkKind::Tap, fd: tap.into_fd(), notice: None }
+fn packet(fd: OwnedFd, notice: Option<String>) -> MadeLink {
+    MadeLink { kind: LinkKind::Packet, fd, notice }
+}
+
+fn make_tap(ifname: &str, mac: MacAddr, mtu: u16) -> Result<MadeLink, LinkError> {
+    let fd = Tap::create(ifname)?.into_fd();
+    prepare(&mut Netlink::open()?, ifname, mac, mtu, None)?;
+    Ok(MadeLink { kind: LinkKind::Tap, fd, notice: None })
+}
+
+/// Set what has to be set before the interface is up for the first time, so that it never has an address of
+/// the kernel's making.
+fn prepare(netlink: &mut Netlink, ifname: &str, mac: MacAddr, mtu: u16, up: Option<bool>) -> Result<(), NetlinkError> {
+    let index = netlink.link(ifname)?.index;
+    // Refused by a kernel without IPv6, where there is nothing to keep away.
+    let _ = netlink.set_addr_gen_mode_none(index);
+    let change = LinkChange { mac: Some(mac.0), mtu: Some(u32::from(mtu)), ..LinkChange::default() };
+    netlink.change_link(index, &change)?;
+    match up {
+        Some(_) => netlink.change_link(index, &LinkChange { up, ..LinkChange::default() }),
+        None => Ok(()),
+    }
 }
 
 /// Make a veth pair whose other half lies in a namespace of its own, and a packet socket on that half.
-fn make_veth(ifname: &str) -> Result<OwnedFd, LinkError> {
+fn make_veth(ifname: &str, mac: MacAddr, mtu: u16) -> Result<OwnedFd, LinkError> {
     if !valid_ifname(ifname) {
         return Err(TapError::Name(ifname.to_owned()).into());
     }
-    let here = netns::of_socket(&Netlink::open()?).map_err(LinkError::Namespace)?;
+    // Speaks to the sandbox's namespace wherever this thread is.
+    let mut near = Netlink::open()?;
+    let here = netns::of_socket(&near).map_err(LinkError::Namespace)?;
     netns::unshare().map_err(LinkError::Namespace)?;
-    let made = far_half(ifname, &here);
+    let made = far_half(ifname, &here, || prepare(&mut near, ifname, mac, mtu, Some(true)));
     netns::enter(&here).map_err(LinkError::Return)?;
-    made
+    let socket = made?;
+    for _ in 0..CARRIER_RETRIES {
+        if near.link(ifname)?.running {
+            return Ok(socket);
+        }
+        sleep(CARRIER_PAUSE);
+    }
+    Err(LinkError::NoCarrier(ifname.to_owned()))
 }
 
-/// In the second namespace: the pair, and the packet socket on its half that stays here.
-fn far_half(ifname: &str, sandbox: &OwnedFd) -> Result<OwnedFd, LinkError> {
+/// In the second namespace: the pair, and the packet socket on its half that stays here. `near_half` brings up
+/// the other.
+fn far_half(
+    ifname: &str,
+    sandbox: &OwnedFd,
+    near_half: impl FnOnce() -> Result<(), NetlinkError>,
+) -> Result<OwnedFd, LinkError> {
     let mut netlink = Netlink::open()?;
     create_veth(&mut netlink, ifname, sandbox)?;
     let index = netlink.link(FAR_HALF)?.index;
     let set_up = |netlink: &mut Netlink| {
+        near_half()?;
         // This half must be silent. One of the two is enough; a kernel without IPv6 needs neither.
         let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{FAR_HALF}/disable_ipv6"), "1");
         let _ = netlink.set_addr_gen_mode_none(index);
@@ -239,14 +279,20 @@ pub fn configure(
 ) -> Result<Configured, LinkError> {
     let mut done = configure_namespace()?;
     let mut netlink = Netlink::open()?;
-    let index = netlink.link(ifname)?.index;
+    let link = netlink.link(ifname)?;
+    let index = link.index;
     let mut v6 = v6;
     if v6.is_some() && !std::path::Path::new("/proc/sys/net/ipv6").exists() && !has_ipv6(&mut netlink)? {
         done.notices.push("this kernel has no IPv6: the sandbox goes without".to_owned());
         v6 = None;
     }
     quiet_interface(&mut netlink, index, ifname, v6.is_some(), &mut done);
-    let change = LinkChange { up: Some(true), mtu: Some(u32::from(mtu)), mac: Some(mac.0), ..LinkChange::default() };
+    let change = LinkChange {
+        up: Some(true),
+        mtu: Some(u32::from(mtu)),
+        mac: (link.mac != Some(mac.0)).then_some(mac.0),
+        ..LinkChange::default()
+    };
     netlink.change_link(index, &change)?;
     if let Some(v4) = v4 {
         netlink.add_address(index, v4.address.into(), v4.prefix)?;

@@ -83,6 +83,8 @@ pub struct Link {
     pub name: String,
     /// It is administratively up.
     pub up: bool,
+    /// It has a carrier, and the kernel has acted on that: frames are not thrown away.
+    pub running: bool,
     /// It is the loopback interface.
     pub loopback: bool,
     /// MTU in bytes.
@@ -418,6 +420,7 @@ fn read_link(message: &LinkMessage) -> Link {
         index: message.header.index,
         name: String::new(),
         up: message.header.flags.contains(LinkFlags::Up),
+        running: message.header.flags.contains(LinkFlags::Running),
         loopback: message.header.flags.contains(LinkFlags::Loopback),
         mtu: 0,
         mac: None,
