@@ -465,6 +465,25 @@ mod tests {
     }
 
     #[test]
+    fn packet_socket_takes_the_place_of_a_missing_device() {
+        in_namespace(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).map_err(text)?;
+            let flags = nix::mount::MsFlags::empty();
+            nix::mount::mount(Some("none"), "/dev/net", Some("tmpfs"), flags, None::<&str>).map_err(text)?;
+            match make_link(LinkChoice::Tap, "tl0", MAC, 1500) {
+                Err(LinkError::Tap(TapError::Open(_))) => {}
+                other => return Err(format!("{other:?}")),
+            }
+            let made = make_link(LinkChoice::Auto, "tl0", MAC, 1500).map_err(text)?;
+            let expected = "cannot open /dev/net/tun: there is no such device; using a packet socket instead";
+            match (made.kind, made.notice.as_deref()) {
+                (LinkKind::Packet, Some(notice)) if notice == expected => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
+    }
+
+    #[test]
     fn missing_device_is_one_line_that_says_what_is_done_instead() {
         let denied = TapError::Open(io::Error::from_raw_os_error(libc::EACCES));
         assert!(denied.is_unavailable());
