@@ -2,12 +2,13 @@
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use crate::control::state::SandboxState;
 use crate::observe::logging;
 use crate::plan::{self, Logging};
 use crate::sys::random;
+use crate::{control, sandbox};
 
 /// Twelve hexadecimal digits that nobody else has.
 pub fn random_id() -> String {
@@ -34,25 +35,26 @@ pub fn start_logging(how: Logging, warnings: &[String]) {
 
 /// `run`: CMD's exit status.
 pub fn run(plan: plan::Run) -> Result<i32> {
-    bail!("cannot run {}: this build has no supervisor", plan.command[0].to_string_lossy())
+    Ok(sandbox::run(plan)?)
 }
 
 /// `attach`: the exit status.
 pub fn attach(plan: plan::Attach) -> Result<i32> {
-    bail!("cannot serve {:?}: this build has no supervisor", plan.target)
+    Ok(sandbox::attach(plan)?)
 }
 
 /// `exec`: CMD's exit status.
 pub fn exec(state: &SandboxState, command: &[OsString]) -> Result<i32> {
-    bail!("cannot run {} in {}: this build has no supervisor", command[0].to_string_lossy(), state.name)
+    Ok(sandbox::exec(state, command)?)
 }
 
 /// `stop`.
 pub fn stop(state: &SandboxState) -> Result<()> {
-    bail!("cannot end {}: this build has no supervisor", state.name)
+    Ok(sandbox::stop(state)?)
 }
 
 /// `gateway`: serves until its connection closes.
 pub fn gateway(fd: RawFd) -> Result<i32> {
-    bail!("cannot serve the connection {fd}: this build has no gateway")
+    control::gateway::main(fd)?;
+    Ok(0)
 }

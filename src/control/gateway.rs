@@ -36,7 +36,6 @@ use super::wire::{self, WireError};
 use crate::confine;
 use crate::datapath::Worker;
 use crate::datapath::commands::{Command, CommandSender, EVENT_CAPACITY, Event, WorkerGone};
-use crate::datapath::worker::Worker;
 use crate::names::Forwarder;
 use crate::plan::{LinkKind, Network};
 use crate::sys::scm::ScmError;
@@ -76,17 +75,6 @@ pub fn main(inherited: i32) -> Result<(), GatewayError> {
         return Err(error.into());
     }
     serve(attach, Worker::start)
-}
-
-/// A worker in a thread of its own, which ends with the process.
-fn start_worker(events: mpsc::Sender<Event>) -> io::Result<CommandSender> {
-    let (worker, commands) = Worker::new(events)?;
-    std::thread::Builder::new().name("worker".to_owned()).spawn(move || {
-        if let Err(error) = worker.run() {
-            tracing::error!("the gateway's worker has ended: {error}");
-        }
-    })?;
-    Ok(commands)
 }
 
 /// All that comes after the confinement.

@@ -107,7 +107,7 @@ impl Port {
     /// A port on a packet socket with its ring. A veth pair takes every offload.
     pub fn from_ring(ring: PacketRing) -> Port {
         let capabilities = Offloads { csum: true, tso4: true, tso6: true, uso: true };
-        let transmitter = Transmitter::new(ring.socket());
+        let transmitter = Transmitter::new(ring.socket(), capabilities.uso);
         Port { receiver: Receiver::Ring(ring), transmitter, capabilities }
     }
 

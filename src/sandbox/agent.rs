@@ -22,13 +22,13 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, getppid};
 
 use super::init::Init;
-use super::link;
+use super::link::{self, Addresses, MadeLink};
 use super::message::{FromAgent, ToAgent};
 use super::userns::{self, Caller};
 use crate::control::wire;
 use crate::plan::{Interface, MapUser, Mode, Network, PidMode, Run};
 use crate::sys::proc::{self, Forked};
-use crate::sys::{ns, spawn};
+use crate::sys::spawn;
 
 /// The agent of `run`.
 pub(super) struct Agent<'a> {
@@ -73,8 +73,7 @@ impl Agent<'_> {
         set_dumpable(false).map_err(|e| format!("cannot hide from the sandbox: {e}"))?;
         if self.plan.mode == Mode::None {
             // CMD may run as soon as init is ready: nobody waits for a gateway.
-            ns::loopback_up().map_err(|e| format!("cannot set the loopback interface up: {e}"))?;
-            link::open_to_programs();
+            link::configure_namespace().map_err(|e| e.to_string())?;
         }
         let init = self.fork_init()?;
         let _ = proc::null_stdio(&[0, 1]);
@@ -146,13 +145,23 @@ impl Agent<'_> {
 /// In the sandbox's network namespace: make the interface, give it its addresses, hand the link to the supervisor.
 pub(super) fn send_link(supervisor: &OwnedFd, interface: &Interface, network: &Network) -> Result<(), String> {
     let Interface { name, mac, link: choice, configure } = interface;
-    let (kind, fd, notice) = link::make_link(*choice, name, *mac, network.mtu).map_err(|e| e.to_string())?;
+    let MadeLink { kind, fd, notice } = link::make_link(*choice, name, *mac, network.mtu).map_err(|e| e.to_string())?;
+    let mut notices = Vec::from_iter(notice);
     if *configure {
-        let v4 = network.v4.map(|l| (l.sandbox, l.subnet.prefix_len(), l.gateway));
-        let v6 = network.v6.map(|l| (l.sandbox, l.subnet.prefix_len(), l.gateway));
-        link::configure(name, *mac, v4, v6).map_err(|e| e.to_string())?;
+        let v4 = network.v4.map(|l| Addresses {
+            address: l.sandbox,
+            prefix: l.subnet.prefix_len(),
+            gateway: Some(l.gateway),
+        });
+        let v6 = network.v6.map(|l| Addresses {
+            address: l.sandbox,
+            prefix: l.subnet.prefix_len(),
+            gateway: Some(l.gateway),
+        });
+        let done = link::configure(name, *mac, network.mtu, v4, v6).map_err(|e| e.to_string())?;
+        notices.extend(done.notices);
     }
-    wire::send(supervisor, &FromAgent::Link { kind, notice }, &[fd.as_fd()]).map_err(|e| e.to_string())
+    wire::send(supervisor, &FromAgent::Link { kind, notices }, &[fd.as_fd()]).map_err(|e| e.to_string())
 }
 
 /// Die when `parent` does.

@@ -255,8 +255,8 @@ impl<'a> Service<'a> {
     fn hear_agent(&mut self) -> Result<bool, SandboxError> {
         let Some(socket) = &self.socket else { return Ok(false) };
         match wire::recv::<FromAgent>(socket)? {
-            Some((FromAgent::Link { kind, notice }, mut fds)) => {
-                if let Some(notice) = notice {
+            Some((FromAgent::Link { kind, notices }, mut fds)) => {
+                for notice in notices {
                     tracing::warn!("{notice}");
                 }
                 let Some(fd) = fds.pop() else {

@@ -17,7 +17,7 @@ pub(super) enum FromAgent {
         /// What the descriptor is.
         kind: LinkKind,
         /// What the person should know, one sentence.
-        notice: Option<String>,
+        notices: Vec<String>,
     },
     /// Init has been forked.
     Init {

@@ -344,8 +344,8 @@ impl Supervisor<'_> {
                 self.state.pid = Some(pid);
                 self.registration.publish(self.state)?;
             }
-            Some((FromAgent::Link { kind, notice }, mut fds)) => {
-                if let Some(notice) = notice {
+            Some((FromAgent::Link { kind, notices }, mut fds)) => {
+                for notice in notices {
                     tracing::warn!("{notice}");
                 }
                 let Some(fd) = fds.pop() else {
