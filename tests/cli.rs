@@ -1,0 +1,174 @@
+//! The command line from outside: what it says, where, and with which exit status.
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A directory of this test's own, gone with it; all XDG variables lead into it.
+struct Home(PathBuf);
+
+impl Home {
+    fn new() -> Home {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("tapline-cli-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(path.join("tapline")).unwrap();
+        Home(path)
+    }
+
+    fn with_config(text: &str) -> Home {
+        let home = Home::new();
+        fs::write(home.0.join("tapline/config.toml"), text).unwrap();
+        home
+    }
+
+    fn tapline(&self, words: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tapline"));
+        command.args(words).env_clear().env("PATH", "/usr/bin:/bin");
+        for name in ["HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "XDG_DATA_HOME"] {
+            command.env(name, &self.0);
+        }
+        command.output().unwrap()
+    }
+
+    /// Standard output of a command line that must work.
+    fn stdout(&self, words: &[&str]) -> String {
+        let output = self.tapline(words);
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn plan(&self, words: &[&str]) -> serde_json::Value {
+        let mut all = vec![words[0], "--dry-run=json"];
+        all.extend(&words[1..]);
+        serde_json::from_str(&self.stdout(&all)).unwrap()
+    }
+
+    /// The line on standard error of a command line that must fail with this status.
+    fn refusal(&self, status: i32, words: &[&str]) -> String {
+        let output = self.tapline(words);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{words:?}: {stderr}");
+        assert!(output.stdout.is_empty(), "{words:?}");
+        let mut lines = stderr.lines();
+        let line = lines.next().unwrap().to_owned();
+        let rest: Vec<&str> = lines.collect();
+        if status == 2 {
+            assert!(rest.len() == 1 && rest[0].starts_with("try 'tapline "), "{words:?}: {stderr}");
+        } else {
+            assert!(rest.is_empty(), "{words:?}: {stderr}");
+        }
+        line
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn a_command_line_that_makes_no_sense_is_one_line_and_2() {
+    let home = Home::new();
+    let cases: &[(&[&str], &str)] = &[
+        (&["run", "--mtuu", "1"], "unknown option '--mtuu'; did you mean '--mtu'?"),
+        (&["runn"], "unknown command 'runn'; did you mean 'run'?"),
+        (&["run", "--subnet", "10.1.2.3/24"], "did you mean 10.1.2.0/24?"),
+        (&["run", "--subnet", "10.1.2.0/26"], "too small"),
+        (&["run", "--subnet6", "fd00::/120"], "too small"),
+        (&["run", "--subnet", "127.0.0.0/24"], "loopback"),
+        (&["run", "--mac", "03:42:0a:00:02:64"], "multicast bit"),
+        (&["run", "--mac", "02:42:0a:00:02:02"], "the gateway has it"),
+        (&["run", "--mtu", "575"], "too small"),
+        (&["run", "--mtu", "65521"], "too large"),
+        (&["run", "--mtu", "1279"], "1280 bytes at least"),
+        (&["run", "--ipv4-only", "--ipv6-only"], "contradicts"),
+        (&["run", "--ipv4-only", "--subnet6", "fd00::/64"], "contradicts"),
+        (&["run", "--ifname", "sixteen-bytes---"], "longer than 15 bytes"),
+        (&["run", "--ifname", "a/b"], "not allowed"),
+        (&["run", "--ifname", "lo"], "loopback interface"),
+        (&["run", "--name", "a_b"], "not a name"),
+        (&["run", "--hostname", "a..b"], "not a hostname"),
+        (&["run", "--add-host", "db"], "there is no colon"),
+        (&["run", "--dns", "nowhere"], "not an address"),
+        (&["run", "--no-dns", "--dns", "192.0.2.1"], "contradicts"),
+        (&["run", "--udp-timeout", "0"], "at least a second"),
+        (&["run", "--outbound-addr", "192.0.2.1", "--outbound-addr", "192.0.2.2"], "second IPv4 address"),
+        (&["run", "--net", "bridge"], "possible are private, none, host"),
+        (&["run", "-v", "-q"], "contradicts"),
+        (&["attach"], "something is missing"),
+        (&["attach", "0"], "'0' is no value"),
+        (&["attach", "1", "--netns", "/proc/1/ns/net"], "contradicts"),
+        (&["exec", "name"], "something is missing"),
+    ];
+    for (words, expected) in cases {
+        let line = home.refusal(2, words);
+        assert!(line.starts_with("tapline: ") && line.contains(expected), "{words:?}: {line}");
+    }
+}
+
+#[test]
+fn a_plan_without_options_is_slirps_layout() {
+    let plan = Home::new().plan(&["run", "--", "true"]);
+    assert_eq!(plan["network"]["v4"]["subnet"], "10.0.2.0/24");
+    assert_eq!(plan["network"]["v4"]["gateway"], "10.0.2.2");
+    assert_eq!(plan["network"]["v6"]["sandbox"], "fd00::100");
+    assert_eq!(plan["network"]["mtu"], 65520);
+    assert_eq!(plan["network"]["host_loopback_allowed"], false);
+    assert_eq!(plan["interface"]["mac"], "02:42:0a:00:02:64");
+    let name = plan["name"].as_str().unwrap();
+    assert_eq!(name, format!("true-{}", &plan["id"].as_str().unwrap()[..4]));
+    assert_eq!(plan["names"]["hostname"], name);
+}
+
+#[test]
+fn options_after_the_command_are_the_commands() {
+    let plan = Home::new().plan(&["run", "ls", "--mtu", "1"]);
+    assert_eq!(plan["command"], serde_json::json!(["ls", "--mtu", "1"]));
+}
+
+#[test]
+fn the_plan_for_people_names_the_addresses() {
+    let text = Home::new().stdout(&["attach", "--dry-run", "--udp-timeout", "90s", "1"]);
+    for expected in ["process 1", "10.0.2.100", "fd00::100", "tap0", "host.tapline.internal is 10.0.2.2", "RFC 4787"] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+}
+
+#[test]
+fn the_command_line_wins_over_the_file() {
+    let home = Home::with_config("mtu = 1500\nipv4-only = true\ndns = [\"192.0.2.1\"]\n[run]\nmtu = 1400\n");
+    assert_eq!(home.plan(&["run", "true"])["network"]["mtu"], 1400);
+    assert_eq!(home.plan(&["attach", "1"])["network"]["mtu"], 1500);
+    let plan = home.plan(&["run", "--mtu", "9000", "--dns", "192.0.2.9", "true"]);
+    assert_eq!(plan["network"]["mtu"], 9000);
+    assert_eq!(plan["names"]["servers"], serde_json::json!(["192.0.2.9"]));
+    let plan = home.plan(&["run", "--ipv6-only", "true"]);
+    assert!(plan["network"]["v4"].is_null() && plan["network"]["v6"].is_object());
+}
+
+#[test]
+fn a_mistake_in_the_file_is_one_line_and_125() {
+    let home = Home::with_config("# comment\nmtuu = 1500\n");
+    let line = home.refusal(125, &["run", "--dry-run", "true"]);
+    assert!(line.ends_with("config.toml:2: unknown key `mtuu`; did you mean `mtu`?"), "{line}");
+}
+
+#[test]
+fn nobody_of_that_name_is_one_line_and_125() {
+    for words in [&["stop", "nobody"][..], &["inspect", "nobody"], &["exec", "nobody", "--", "true"]] {
+        assert!(Home::new().refusal(125, words).contains("nobody"));
+    }
+}
+
+#[test]
+fn help_and_completions_are_printed() {
+    let home = Home::new();
+    assert!(home.stdout(&[]).contains("tapline run -- CMD"));
+    let (short, long) = (home.stdout(&["run", "-h"]), home.stdout(&["run", "--help"]));
+    assert!(long.len() > short.len() && long.contains("Exit status:"));
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(home.stdout(&["completions", shell]).contains("host-loopback"), "{shell}");
+    }
+}
