@@ -66,8 +66,9 @@ fn path() -> Option<PathBuf> {
 
 /// The matches of the file's words and the typed ones together.
 pub fn merge(mut typed: Vec<OsString>, verb: &str, found: Vec<OsString>) -> Result<ArgMatches, Failure> {
-    if let Some(at) = typed.iter().position(|word| word == verb) {
-        typed.splice(at + 1..at + 1, found);
+    // The program itself may be called like a subcommand.
+    if let Some(at) = typed.iter().skip(1).position(|word| word == verb) {
+        typed.splice(at + 2..at + 2, found);
     }
     Ok(super::command().try_get_matches_from(typed)?)
 }
