@@ -22,7 +22,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, getppid};
 
 use super::init::Init;
-use super::link::{self, Addresses, MadeLink};
+use super::link::{self, Addresses};
 use super::message::{FromAgent, ToAgent};
 use super::userns::{self, Caller};
 use crate::control::wire;
@@ -73,7 +73,8 @@ impl Agent<'_> {
         set_dumpable(false).map_err(|e| format!("cannot hide from the sandbox: {e}"))?;
         if self.plan.mode == Mode::None {
             // CMD may run as soon as init is ready: nobody waits for a gateway.
-            link::configure_namespace().map_err(|e| e.to_string())?;
+            let done = link::configure_namespace().map_err(|e| e.to_string())?;
+            notify(&self.supervisor, done.notices)?;
         }
         let init = self.fork_init()?;
         let _ = proc::null_stdio(&[0, 1]);
@@ -145,8 +146,7 @@ impl Agent<'_> {
 /// In the sandbox's network namespace: make the interface, give it its addresses, hand the link to the supervisor.
 pub(super) fn send_link(supervisor: &OwnedFd, interface: &Interface, network: &Network) -> Result<(), String> {
     let Interface { name, mac, link: choice, configure } = interface;
-    let MadeLink { kind, fd, notice } = link::make_link(*choice, name, *mac, network.mtu).map_err(|e| e.to_string())?;
-    let mut notices = Vec::from_iter(notice);
+    let made = link::make_link(*choice, name, *mac, network.mtu).map_err(|e| e.to_string())?;
     if *configure {
         let v4 = network.v4.map(|l| Addresses {
             address: l.sandbox,
@@ -159,9 +159,17 @@ pub(super) fn send_link(supervisor: &OwnedFd, interface: &Interface, network: &N
             gateway: Some(l.gateway),
         });
         let done = link::configure(name, *mac, network.mtu, v4, v6).map_err(|e| e.to_string())?;
-        notices.extend(done.notices);
+        notify(supervisor, done.notices)?;
     }
-    wire::send(supervisor, &FromAgent::Link { kind, notices }, &[fd.as_fd()]).map_err(|e| e.to_string())
+    let message = FromAgent::Link { kind: made.kind, notice: made.notice };
+    wire::send(supervisor, &message, &[made.fd.as_fd()]).map_err(|e| e.to_string())
+}
+
+fn notify(supervisor: &OwnedFd, notices: Vec<String>) -> Result<(), String> {
+    for text in notices {
+        wire::send(supervisor, &FromAgent::Notice { text }, &[]).map_err(|e| e.to_string())?;
+    }
+    Ok(())
 }
 
 /// Die when `parent` does.

@@ -255,8 +255,8 @@ impl<'a> Service<'a> {
     fn hear_agent(&mut self) -> Result<bool, SandboxError> {
         let Some(socket) = &self.socket else { return Ok(false) };
         match wire::recv::<FromAgent>(socket)? {
-            Some((FromAgent::Link { kind, notices }, mut fds)) => {
-                for notice in notices {
+            Some((FromAgent::Link { kind, notice }, mut fds)) => {
+                if let Some(notice) = notice {
                     tracing::warn!("{notice}");
                 }
                 let Some(fd) = fds.pop() else {
@@ -265,6 +265,7 @@ impl<'a> Service<'a> {
                 self.link = Some((kind, fd));
                 self.hand_over()?;
             }
+            Some((FromAgent::Notice { text }, _)) => tracing::warn!("{text}"),
             Some((FromAgent::Failed { text }, _)) => return Err(SandboxError::Inside(text)),
             // What init is told in `run` has no place here.
             Some(_) => {}

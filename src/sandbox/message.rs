@@ -17,7 +17,12 @@ pub(super) enum FromAgent {
         /// What the descriptor is.
         kind: LinkKind,
         /// What the person should know, one sentence.
-        notices: Vec<String>,
+        notice: Option<String>,
+    },
+    /// Something the person should know, one sentence.
+    Notice {
+        /// The sentence.
+        text: String,
     },
     /// Init has been forked.
     Init {

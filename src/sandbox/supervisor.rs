@@ -340,12 +340,13 @@ impl Supervisor<'_> {
                 userns::map_subordinate(self.agent, self.caller)?;
                 wire::send(socket, &ToAgent::IdsMapped, &[])?;
             }
+            Some((FromAgent::Notice { text }, _)) => tracing::warn!("{text}"),
             Some((FromAgent::Init { pid }, _)) => {
                 self.state.pid = Some(pid);
                 self.registration.publish(self.state)?;
             }
-            Some((FromAgent::Link { kind, notices }, mut fds)) => {
-                for notice in notices {
+            Some((FromAgent::Link { kind, notice }, mut fds)) => {
+                if let Some(notice) = notice {
                     tracing::warn!("{notice}");
                 }
                 let Some(fd) = fds.pop() else {

@@ -75,22 +75,6 @@ pub fn attach_tree(tree: &OwnedFd, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Set the loopback interface of the caller's network namespace up (netdevice(7)).
-pub fn loopback_up() -> io::Result<()> {
-    // SAFETY: an ifreq is plain data, for which all zeros is a value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
-        *to = *from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
-    // Any socket will do; a Unix one needs no address family of the network.
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-    let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    // SAFETY: SIOCSIFFLAGS reads an ifreq, which lives until the call returns.
-    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) })?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
