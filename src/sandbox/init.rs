@@ -22,7 +22,7 @@ use nix::unistd::Pid;
 use super::command::{self, CommandLine, NotStarted};
 use super::message::{FromInit, ToInit};
 use super::mounts::View;
-use super::userns::{self, Caller};
+use super::userns;
 use crate::control::wire;
 use crate::sys::proc;
 
@@ -100,12 +100,10 @@ impl Init {
         if !self.locked {
             return command::start(&self.command, || Ok(()));
         }
-        let caller = Caller::current();
         command::start(&self.command, || {
             // Capabilities in a namespace nested in the sandbox's are none over the sandbox's network and mounts, and
             // mounts that came from a more privileged namespace can no longer be taken off (mount_namespaces(7)).
-            userns::enter_new(CloneFlags::CLONE_NEWNS).map_err(|e| format!("--locked: {e}"))?;
-            userns::map_identity(caller).map_err(|e| format!("--locked: {e}"))
+            userns::nest(CloneFlags::CLONE_NEWNS).map_err(|e| format!("--locked: {e}"))
         })
     }
 }

@@ -9,18 +9,19 @@
 //! A process may map its own uid and gid itself, once setgroups(2) is denied (user_namespaces(7)). More than that
 //! takes newuidmap and newgidmap, which are setuid programs that consult /etc/subuid and /etc/subgid; they are run
 //! by the supervisor, from outside.
-use std::ffi::CStr;
 use std::fmt;
 use std::fs;
-use std::io;
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::Command;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Gid, Uid};
 
 use crate::plan::MapUser;
+use crate::sys::proc::{self, Forked};
 
 /// Why there is no user namespace with the ids that were asked for.
 #[derive(Debug, thiserror::Error)]
@@ -247,9 +248,72 @@ pub fn map_self(caller: Caller, map: MapUser) -> Result<(), UsernsError> {
     write_map("/proc/self/gid_map", &format!("{gid} {} 1\n", caller.gid))
 }
 
-/// In a user namespace nested in the sandbox's: the caller's id stays what it is.
-pub fn map_identity(caller: Caller) -> Result<(), UsernsError> {
-    map_self(caller, MapUser::Keep)
+/// Make a user namespace nested in the caller's, and whatever `with` names, in which every id is what it is in the
+/// caller's. One id a process can map itself; for more, a child forked beforehand, which still has its capabilities in
+/// the caller's namespace, writes the maps (user_namespaces(7)). The caller must be a process that is about to exec.
+pub fn nest(with: CloneFlags) -> Result<(), UsernsError> {
+    let identity = |file: &'static str| -> Result<Vec<Extent>, UsernsError> {
+        let text = fs::read_to_string(file).map_err(|error| UsernsError::Map { file, error })?;
+        Ok(identity_map(&text))
+    };
+    let (uids, gids) = (identity("/proc/self/uid_map")?, identity("/proc/self/gid_map")?);
+    if !needs_helper(&uids) && !needs_helper(&gids) {
+        let caller = Caller::current();
+        enter_new(with)?;
+        return map_self(caller, MapUser::Keep);
+    }
+    let failed = |error: io::Error| UsernsError::Map { file: "/proc/self/uid_map", error };
+    let own = nix::unistd::getpid();
+    // Where /proc shows another PID namespace the number that it has for this process is another one.
+    let in_proc = fs::read_link("/proc/self").map_err(failed)?;
+    let (mut made, tell) = io::pipe().map_err(failed)?;
+    match proc::fork().map_err(failed)? {
+        Forked::Child => {
+            drop(tell);
+            // Wait for the namespace: the other end of the pipe is closed, after a byte when it was made.
+            let mut byte = [0];
+            let lines = |map: &[Extent]| -> String {
+                map.iter().map(|e| format!("{} {} {}\n", e.inside, e.outside, e.count)).collect()
+            };
+            let dir = Path::new("/proc").join(in_proc);
+            let written = made
+                .read_exact(&mut byte)
+                .and_then(|()| fs::write(dir.join("uid_map"), lines(&uids)))
+                .and_then(|()| fs::write(dir.join("gid_map"), lines(&gids)));
+            proc::exit_now(written.err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EIO)));
+        }
+        Forked::Parent(helper) => {
+            drop(made);
+            let entered = enter_new(with);
+            let mut tell = tell;
+            if entered.is_ok() {
+                tell.write_all(b"1").map_err(failed)?;
+            }
+            drop(tell);
+            let status = waitpid(helper, None).map_err(|e| failed(e.into()))?;
+            entered?;
+            match status {
+                WaitStatus::Exited(_, 0) => Ok(()),
+                WaitStatus::Exited(_, errno) => Err(failed(io::Error::from_raw_os_error(errno))),
+                _ => Err(failed(io::Error::other(format!("the helper of {own} was killed")))),
+            }
+        }
+    }
+}
+
+/// The map of a namespace in which every id of the one with this uid_map or gid_map is itself.
+fn identity_map(text: &str) -> Vec<Extent> {
+    text.lines()
+        .filter_map(|line| {
+            let mut fields = line.split_whitespace().map(str::parse::<u32>);
+            let (inside, _, count) = (fields.next()?.ok()?, fields.next()?.ok()?, fields.next()?.ok()?);
+            Some(Extent { inside, outside: inside, count })
+        })
+        .collect()
+}
+
+fn needs_helper(map: &[Extent]) -> bool {
+    !matches!(map, [Extent { count: 1, .. }])
 }
 
 fn write_map(file: &'static str, text: &str) -> Result<(), UsernsError> {
@@ -329,15 +393,6 @@ pub fn whole_map(own: u32, ranges: &[(u32, u32)]) -> Vec<Extent> {
     map
 }
 
-/// Is the namespace file `path` (of /proc/self/ns or another process's) the same namespace as `other`?
-pub fn same_namespace(path: &CStr, other: &fs::Metadata) -> io::Result<bool> {
-    use std::os::unix::ffi::OsStrExt;
-    use std::os::unix::fs::MetadataExt;
-    let path = Path::new(std::ffi::OsStr::from_bytes(path.to_bytes()));
-    let meta = fs::metadata(path)?;
-    Ok(meta.ino() == other.ino() && meta.dev() == other.dev())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -370,6 +425,13 @@ mod tests {
     fn root_is_not_told_of_what_concerns_users_only() {
         let facts = Facts { root: true, userns_clone: Some(0), seccomp: true, ..Facts::default() };
         assert_eq!(Reason::of(Errno::EPERM, &facts), Reason::Seccomp);
+    }
+
+    #[test]
+    fn nested_ids_are_what_they_were() {
+        let map = identity_map("         0       1001          1\n         1     100000      65536\n");
+        assert_eq!(map, [Extent { inside: 0, outside: 0, count: 1 }, Extent { inside: 1, outside: 1, count: 65_536 }]);
+        assert!(needs_helper(&map) && !needs_helper(&map[..1]));
     }
 
     #[test]
