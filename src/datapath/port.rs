@@ -560,7 +560,7 @@ mod tests {
         let (near, far) = std::os::unix::net::UnixDatagram::pair().unwrap();
         near.set_nonblocking(true).unwrap();
         far.set_nonblocking(true).unwrap();
-        let mut tx = Transmitter::new(Arc::new(near.into()));
+        let mut tx = Transmitter::new(Arc::new(near.into()), true);
         let mut sent = 0u32;
         while tx.has_room() {
             tx.transmit(Offload::default(), 1000, |frame| frame[..4].copy_from_slice(&sent.to_be_bytes()));

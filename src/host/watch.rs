@@ -404,7 +404,7 @@ mod tests {
 
     fn link(index: u32, loopback: bool) -> Link {
         let name = format!("if{index}");
-        Link { index, name, up: true, loopback, mtu: 1500, mac: None, tx_queue_len: None }
+        Link { index, name, up: true, running: true, loopback, mtu: 1500, mac: None, tx_queue_len: None }
     }
 
     fn address(index: u32, ip: &str) -> Address {
