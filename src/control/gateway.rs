@@ -227,6 +227,8 @@ async fn control(
 
     let control = Control { attach, commands, forwarder, state, network };
     let end = control.run(&mut events).await;
+    // Whoever reads our standard error to its end need not wait for what comes now.
+    let _ = nix::unistd::dup2_stderr(&control.attach);
     let (reply, detached) = oneshot::channel();
     if control.commands.send(Command::DetachPort { id, reply }).is_ok() {
         // Whether it took longer or has ended: the process ends now, and the kernel closes what is left.

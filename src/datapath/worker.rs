@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Waker};
 use slab::Slab;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::commands::{Command, CommandReceiver, CommandSender, Event, Snapshot};
 use super::links::Links;
@@ -51,6 +51,8 @@ const DATAGRAM_BUDGET: usize = 64;
 /// Events taken in one wait.
 const EVENT_CAPACITY: usize = 512;
 
+/// How long what an ended sandbox had sent may take to reach the host's sockets.
+const FAREWELL: Duration = Duration::from_millis(60);
 /// Stack of the worker's thread in bytes.
 const STACK: usize = 512 * 1024;
 
@@ -59,6 +61,13 @@ struct Port {
     endpoint: Endpoint,
     receiver: Receiver,
     raw: std::os::fd::RawFd,
+}
+
+/// An endpoint whose sandbox has ended.
+struct Leaving {
+    key: usize,
+    until: Instant,
+    reply: oneshot::Sender<()>,
 }
 
 /// What exists once the first endpoint has said which network this is.
@@ -77,6 +86,8 @@ pub struct Worker {
     served: Option<Served>,
     /// Ports that were left before they were empty.
     ready_ports: Vec<usize>,
+    /// Ports of sandboxes that have ended, until all they sent is delivered.
+    leaving: Vec<Leaving>,
     /// UDP and ping sockets that were.
     ready_udp: Vec<(u32, bool)>,
     ready_ping: Vec<(u32, bool)>,
@@ -99,6 +110,7 @@ impl Worker {
             links: Links::new(),
             served: None,
             ready_ports: Vec::new(),
+            leaving: Vec::new(),
             ready_udp: Vec::new(),
             ready_ping: Vec::new(),
             frame: vec![0; RX_BUFFER].into_boxed_slice(),
@@ -157,6 +169,7 @@ impl Worker {
             self.datagrams(now);
             self.frames(now);
             self.flows(now);
+            self.farewells(now);
             if let Some(Served { gateway, host }) = &mut self.served
                 && gateway.next_timeout().is_some_and(|at| at <= now)
             {
@@ -172,7 +185,7 @@ impl Worker {
         if busy || gateway.tcp().has_dirty() {
             return Some(Duration::ZERO);
         }
-        if self.links.full().next().is_some() {
+        if self.links.full().next().is_some() || !self.leaving.is_empty() {
             return Some(port::RETRY);
         }
         // Rounded up to a millisecond: epoll knows no less, and a timer a little late beats a busy round.
@@ -292,6 +305,25 @@ impl Worker {
         }
     }
 
+    /// Let go of ended sandboxes. Their kernel has closed every socket, so each flow's end is in the link already
+    /// or follows at once; what its program wrote just before it ended is not lost.
+    fn farewells(&mut self, now: Instant) {
+        for leaving in std::mem::take(&mut self.leaving) {
+            let port = PortId(leaving.key as u32);
+            let busy = self.ready_ports.contains(&leaving.key)
+                || self.served.as_mut().is_some_and(|s| s.gateway.tcp().is_delivering(port));
+            if busy && now < leaving.until {
+                self.leaving.push(leaving);
+                continue;
+            }
+            if self.ports.contains(leaving.key) {
+                self.detach(leaving.key);
+            }
+            // Who no longer waits has ended, and so will this thread.
+            let _ = leaving.reply.send(());
+        }
+    }
+
     /// Commands of the control thread; `false` when it has gone.
     fn commands(&mut self, now: Instant) -> bool {
         loop {
@@ -310,12 +342,17 @@ impl Worker {
                 // Who no longer waits for the answer closes the connection, which detaches.
                 let _ = reply.send(result);
             }
-            Command::DetachPort { id, reply } => {
-                if let Some(key) = self.ports.iter().find(|(_, p)| p.endpoint.id == id).map(|(key, _)| key) {
-                    self.detach(key);
+            Command::DetachPort { id, reply } => match self.ports.iter().find(|(_, p)| p.endpoint.id == id) {
+                Some((key, _)) => {
+                    self.leaving.push(Leaving { key, until: now + FAREWELL, reply });
+                    if !self.ready_ports.contains(&key) {
+                        self.ready_ports.push(key);
+                    }
                 }
-                let _ = reply.send(());
-            }
+                None => {
+                    let _ = reply.send(());
+                }
+            },
             Command::HostChanged(view) => {
                 if let Some(Served { gateway, host }) = &mut self.served {
                     host.handle_host_changed(&view);

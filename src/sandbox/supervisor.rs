@@ -444,11 +444,9 @@ impl Supervisor<'_> {
         let Supervisor { agent, agent_socket, init_socket, gateway, link, by_signal, signals: _signals, .. } = self;
         drop((init_socket, agent_socket, link));
         end_child(agent);
-        if let Some(gateway) = gateway
-            && let Err(error) = gateway.stop(PATIENCE)
-        {
-            tracing::debug!("the gateway cannot be ended: {error}");
-        }
+        // The gateway sees its connection close, delivers what the sandbox had sent, and ends by itself; what takes
+        // time then (the kernel taking down the link) nobody needs to wait for.
+        drop(gateway);
         if let Some(terminal) = terminal {
             terminal.restore(by_signal || failed);
         }

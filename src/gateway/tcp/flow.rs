@@ -266,6 +266,11 @@ impl OpenFlow {
         }
     }
 
+    /// Has the host's side everything that the sandbox sent, its end included?
+    pub fn is_delivered(&self) -> bool {
+        self.write_shut
+    }
+
     /// When the flow wants to be pumped again, if nothing happens before.
     pub fn poll_at(
         &mut self,

@@ -550,7 +550,12 @@ impl TcpTable {
         }
     }
 
-    /// The port's flows end at once.
+    /// Has some flow of this port bytes of the sandbox, or its end, that the host's side has not been given yet?
+    pub fn is_delivering(&self, port: PortId) -> bool {
+        self.flows.iter().any(|(_, f)| f.key.port == port && matches!(&f.state, State::Open(o) if !o.is_delivered()))
+    }
+
+    /// The port's flows end at once: without a reset where the host's side has all that the sandbox sent.
     pub fn remove_port(&mut self, port: PortId, host: &mut impl Host) {
         let gone: Vec<TcpId> = self
             .flows
@@ -559,8 +564,9 @@ impl TcpTable {
             .map(|(index, f)| TcpId { index: index as u32, generation: f.generation })
             .collect();
         for id in gone {
-            self.remove(id);
-            host.tcp_close(id, true);
+            let flow = self.remove(id);
+            let delivered = flow.is_some_and(|f| matches!(f.state, State::Open(o) if o.is_delivered()));
+            host.tcp_close(id, !delivered);
         }
         self.time_wait.retain(|key, _| key.port != port);
     }
