@@ -23,6 +23,8 @@ pub mod cli;
 pub mod confine;
 pub mod control;
 pub mod datapath;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gateway;
 pub mod host;
 pub mod names;

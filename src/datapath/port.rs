@@ -166,7 +166,7 @@ impl Receiver {
 }
 
 /// What a header says of its frame of `length` bytes, or that it cannot be.
-fn offload(header: &VnetHeader, length: usize) -> Result<Offload, RecvError> {
+pub(crate) fn offload(header: &VnetHeader, length: usize) -> Result<Offload, RecvError> {
     let gso = match header.gso_type & !vnet::GSO_ECN {
         // The bit alone would be a property of no super-segment.
         vnet::GSO_NONE if header.gso_type != vnet::GSO_NONE => return Err(RecvError::Malformed),
@@ -195,7 +195,7 @@ fn offload(header: &VnetHeader, length: usize) -> Result<Offload, RecvError> {
 }
 
 /// The header that says this. DATA_VALID is for frames that come in only.
-fn header(offload: &Offload, length: usize) -> VnetHeader {
+pub(crate) fn header(offload: &Offload, length: usize) -> VnetHeader {
     VnetHeader {
         flags: if offload.needs_csum { vnet::NEEDS_CSUM } else { 0 },
         gso_type: match offload.gso {

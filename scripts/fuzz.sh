@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Run the fuzz targets: scripts/fuzz.sh SECONDS [TARGET...]; each target SECONDS long, all targets without a name.
+# One line for each; exit status 1 when one found something (the input is then in fuzz/artifacts).
+#
+# The targets are built without a sanitizer: what they look for are panics, overflows, broken promises and work
+# without an end; `unsafe` is in src/sys alone, where nearly nothing reads bytes. A build with the address sanitizer
+# takes far longer and runs at a fraction of the speed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+seconds=${1:?usage: scripts/fuzz.sh SECONDS [TARGET...]}
+shift
+export CARGO_TERM_COLOR=never
+# The coverage flags are taken from a stable compiler too, when it is asked like this.
+export RUSTC_BOOTSTRAP=1
+if ! cargo fuzz --version >/dev/null 2>&1; then
+    echo "installing cargo-fuzz" >&2
+    cargo install --quiet --locked cargo-fuzz
+fi
+command -v c++ >/dev/null || { echo "fuzz.sh: libFuzzer is C++ and needs a compiler: apt-get install g++" >&2; exit 2; }
+
+triple=$(rustc -vV | sed -n 's/^host: //p')
+cargo fuzz build --sanitizer none --target "$triple"
+targets=("$@")
+if [ ${#targets[@]} -eq 0 ]; then
+    mapfile -t targets < <(cargo fuzz list)
+fi
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+failed=0
+for target in "${targets[@]}"; do
+    # New finds go into a directory of their own: the committed seeds stay as they are.
+    mkdir -p "$work/$target" "fuzz/corpus/$target" "fuzz/artifacts/$target"
+    log=$work/$target.log
+    if "fuzz/target/$triple/release/$target" "$work/$target" "fuzz/corpus/$target" \
+        -artifact_prefix="fuzz/artifacts/$target/" -max_total_time="$seconds" -max_len=8192 -timeout=20 \
+        -rss_limit_mb=2048 -print_final_stats=1 -verbosity=1 >"$log" 2>&1; then
+        runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
+        coverage=$(sed -n 's/.* cov: \([0-9]*\) .*/\1/p' "$log" | tail -n 1)
+        if [ "${runs:-0}" -eq 0 ]; then
+            printf '%-12s did not run\n' "$target"
+            cat "$log" >&2
+            failed=1
+            continue
+        fi
+        printf '%-12s ok, %s executions, %s edges\n' "$target" "$runs" "$coverage"
+    else
+        failed=1
+        printf '%-12s FAILED\n' "$target"
+        grep -vE '^#[0-9]+' "$log" | tail -n 60 >&2
+    fi
+done
+exit "$failed"
