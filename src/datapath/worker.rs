@@ -188,9 +188,8 @@ impl Worker {
         if self.links.full().next().is_some() || !self.leaving.is_empty() {
             return Some(port::RETRY);
         }
-        // Rounded up to a millisecond: epoll knows no less, and a timer a little late beats a busy round.
-        let wait = gateway.next_timeout()?.saturating_duration_since(Instant::now());
-        Some(wait + Duration::from_micros(999))
+        // mio rounds up to whole milliseconds.
+        Some(gateway.next_timeout()?.saturating_duration_since(Instant::now()))
     }
 
     fn port_event(&mut self, index: u32, event: &mio::event::Event) {
