@@ -141,7 +141,8 @@ impl UdpTable {
             return Err(DropReason::Multicast);
         }
         let hop_limit = if to_gateway {
-            packet.hop_limit
+            // A host takes what reaches it with none left (RFC 1122, 3.2.1.7), but no socket sends it.
+            packet.hop_limit.max(1)
         } else {
             icmp::hop_limit_spent(now, segment, packet, link)?;
             packet.hop_limit - 1 // which was 2 at least, or it had been spent
@@ -461,6 +462,13 @@ mod tests {
             assert!(test.link.frames.is_empty());
             assert_eq!(test.dropped(DropReason::Unsolicited), 1);
         }
+    }
+
+    #[test]
+    fn a_datagram_to_the_gateway_with_no_hop_left_is_sent_with_one() {
+        let mut test = Test::new();
+        test.frame(Offload::default(), &udp_frame(A, "10.0.2.2:9", 0, b"data"));
+        assert_eq!(test.host.udp[0].hop_limit, 1);
     }
 
     #[test]
