@@ -19,7 +19,7 @@ fi
 command -v c++ >/dev/null || { echo "fuzz.sh: libFuzzer is C++ and needs a compiler: apt-get install g++" >&2; exit 2; }
 
 triple=$(rustc -vV | sed -n 's/^host: //p')
-cargo fuzz build --sanitizer none --target "$triple"
+cargo fuzz build --sanitizer none --codegen-units 16 --target "$triple"
 targets=("$@")
 if [ ${#targets[@]} -eq 0 ]; then
     mapfile -t targets < <(cargo fuzz list)

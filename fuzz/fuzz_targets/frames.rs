@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use tapline::fuzzing;
 use tapline::plan::HostView;
 use tapline::sys::vnet::VnetHeader;
-use tapline_fuzz::{World, frame, host_error, icmp_error, place};
+use tapline_fuzz::{World, frame, host_error, icmp_error, place, router};
 
 #[derive(Arbitrary, Debug)]
 enum Event<'a> {
@@ -102,7 +102,7 @@ fn step(world: &mut World, event: Event<'_>) {
         }
         Event::Seconds(time) => world.pass(Duration::from_secs(time.into())),
         Event::Connected { which, error, offender } => {
-            world.outcome(which, error.map_or(Ok(()), |e| Err(host_error(e))), offender.map(place));
+            world.outcome(which, error.map_or(Ok(()), |e| Err(host_error(e))), offender.map(router));
         }
         Event::Stream { which, takes, gives, ended, broken } => {
             let mut flows: Vec<_> = world.host.streams.keys().copied().collect();
@@ -122,7 +122,7 @@ fn step(world: &mut World, event: Event<'_>) {
         }
         Event::DatagramError { which, kind, mtu, offender, bytes } => {
             if let Some((flow, to)) = pick(&world.host.udp, which) {
-                let (error, offender) = (icmp_error(kind, mtu), offender.map(place));
+                let (error, offender) = (icmp_error(kind, mtu), offender.map(router));
                 world.gateway.handle_udp_error(now, flow, to, error, offender, bytes, &mut world.link);
             }
         }
@@ -133,7 +133,7 @@ fn step(world: &mut World, event: Event<'_>) {
         }
         Event::ReplyError { which, kind, mtu, offender, bytes } => {
             if let Some((flow, sequence)) = pick(&world.host.echo, which) {
-                let (error, offender) = (icmp_error(kind, mtu), offender.map(place));
+                let (error, offender) = (icmp_error(kind, mtu), offender.map(router));
                 world.gateway.handle_echo_error(now, flow, sequence, error, offender, bytes, &mut world.link);
             }
         }

@@ -2,7 +2,7 @@
 #![no_main]
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use tapline_fuzz::{World, host_error, icmp_error, place, sandbox};
+use tapline_fuzz::{World, host_error, icmp_error, place, router, sandbox};
 
 #[derive(Arbitrary, Debug)]
 struct Message<'a> {
@@ -39,7 +39,7 @@ fuzz_target!(|messages: Vec<Message<'_>>| {
             }
             Answer::Error { kind, mtu, offender, length } => {
                 let data = &data[..usize::from(length).min(data.len())];
-                let (error, offender) = (icmp_error(kind, mtu), offender.map(place));
+                let (error, offender) = (icmp_error(kind, mtu), offender.map(router));
                 world.gateway.handle_echo_error(world.now, flow, sequence, error, offender, data, &mut world.link);
             }
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use tapline::gateway::link::{Gso, Offload};
-use tapline_fuzz::{World, frame, host_error, icmp_error, place, sandbox};
+use tapline_fuzz::{World, frame, host_error, icmp_error, place, router, sandbox};
 
 #[derive(Arbitrary, Debug)]
 enum Event {
@@ -81,7 +81,7 @@ fn step(world: &mut World, event: Event, data: &[u8]) {
         }
         Event::Error { which, kind, mtu, offender, length } => {
             if let Some((flow, to)) = pick(&world.host.udp, which) {
-                let (error, offender) = (icmp_error(kind, mtu), offender.map(place));
+                let (error, offender) = (icmp_error(kind, mtu), offender.map(router));
                 world.gateway.handle_udp_error(now, flow, to, error, offender, bytes(length), &mut world.link);
             }
         }

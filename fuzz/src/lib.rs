@@ -51,6 +51,11 @@ pub fn place(which: u8) -> IpAddr {
     PLACES[usize::from(which) % PLACES.len()]
 }
 
+/// Somebody who may have sent an ICMP error: the host's kernel takes none from a group.
+pub fn router(which: u8) -> IpAddr {
+    PLACES[usize::from(which) % 8]
+}
+
 /// The sandbox's address of the other's family.
 pub fn sandbox(other: IpAddr) -> IpAddr {
     if other.is_ipv4() { SANDBOX_V4.into() } else { SANDBOX_V6.into() }
