@@ -92,16 +92,22 @@ pub struct OpenFlow {
     /// The host's side has no more bytes.
     read_ended: bool,
     broken: bool,
+    /// The sandbox has not answered our SYN-ACK yet.
+    opening: bool,
     /// How often our FIN was repeated by hand.
     fin_repeats: u32,
 }
 
 /// First wait before a FIN is repeated by hand; doubled each time, at most 64 times as long.
 const FIN_REPEAT: Duration = Duration::from_secs(1);
+/// How long the sandbox may leave our SYN-ACK unanswered. Its kernel answers at once; who does not at all must not
+/// hold a connection of the host for ever.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl OpenFlow {
     /// A flow around a socket that has just taken its SYN.
-    pub fn new(slot: TcpSlot, wire: Wire, isn: u32) -> OpenFlow {
+    pub fn new(mut slot: TcpSlot, wire: Wire, isn: u32) -> OpenFlow {
+        slot.socket().set_timeout(Some(HANDSHAKE_TIMEOUT.into()));
         OpenFlow {
             slot,
             wire,
@@ -111,6 +117,7 @@ impl OpenFlow {
             write_shut: false,
             read_ended: false,
             broken: false,
+            opening: true,
             fin_repeats: 0,
         }
     }
@@ -124,15 +131,43 @@ impl OpenFlow {
         stream: &mut impl HostStream,
         link: &mut impl Link,
     ) -> Pumped {
+        if self.opening {
+            self.handshake();
+        }
         let mut more = self.push_to_host(stream);
         more |= self.pull_from_host(now, interface, counters, stream, link);
         let link_full = self.transmit(now, interface, counters, link);
         Pumped { end: self.end(), more, link_full }
     }
 
+    /// Has the handshake come to an end?
+    fn handshake(&mut self) {
+        let socket = self.slot.socket();
+        match socket.state() {
+            State::SynReceived => {}
+            // Timed out; or reset by the sandbox, which is looked at elsewhere.
+            State::Closed | State::Listen => self.broken |= !self.reset_by_sandbox,
+            State::SynSent
+            | State::Established
+            | State::FinWait1
+            | State::FinWait2
+            | State::CloseWait
+            | State::Closing
+            | State::LastAck
+            | State::TimeWait => {
+                self.opening = false;
+                socket.set_timeout(None);
+            }
+        }
+    }
+
     /// Receive ring to host socket. Says whether the budget ended it.
     fn push_to_host(&mut self, stream: &mut impl HostStream) -> bool {
         let socket = self.slot.socket();
+        // Text behind the FIN is ignored (RFC 9293, 3.10.7.4); smoltcp takes it in.
+        while self.write_shut && socket.can_recv() && socket.recv(|data| (data.len(), data.len())).is_ok_and(|n| n > 0)
+        {
+        }
         let mut budget = BUDGET;
         while socket.can_recv() && !self.broken {
             let mut outcome = Transfer::Blocked;

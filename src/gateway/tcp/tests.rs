@@ -678,3 +678,83 @@ fn a_wrong_checksum_is_counted_and_dropped() {
     assert_eq!(sim.gateway.counters().dropped(DropReason::Checksum), 1);
     assert!(sim.host.connects.is_empty());
 }
+
+/// A segment from port 40000 of the sandbox to 192.0.2.1:80, with options and payload as they are.
+fn raw_segment(flags: u8, sequence: u32, acknowledge: u32, options: &[u8], payload: &[u8]) -> Vec<u8> {
+    let mut tcp = vec![0x9c, 0x40, 0, 80];
+    tcp.extend_from_slice(&sequence.to_be_bytes());
+    tcp.extend_from_slice(&acknowledge.to_be_bytes());
+    tcp.extend_from_slice(&[(5 + options.len() as u8 / 4) << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    tcp.extend_from_slice(options);
+    tcp.extend_from_slice(payload);
+    let (src, dst) = ("10.0.2.100".parse().unwrap(), "192.0.2.1".parse().unwrap());
+    let ip = smoltcp::wire::IpRepr::new(
+        IpAddress::Ipv4(src),
+        IpAddress::Ipv4(dst),
+        smoltcp::wire::IpProtocol::Tcp,
+        tcp.len(),
+        64,
+    );
+    let mut packet = vec![0; ip.buffer_len()];
+    ip.emit(&mut packet, &Default::default());
+    packet[20..].copy_from_slice(&tcp);
+    TcpPacket::new_unchecked(&mut packet[20..]).fill_checksum(&src.into(), &dst.into());
+    packet
+}
+
+const FIN: u8 = 1;
+const SYN: u8 = 2;
+const ACK: u8 = 16;
+
+/// Our initial sequence number, from the SYN-ACK that the client's queue holds.
+fn isn_of_syn_ack(sim: &mut Sim) -> u32 {
+    let packet = sim.device.incoming.drain(..).next_back().expect("a SYN-ACK");
+    let tcp = TcpPacket::new_checked(&packet[20..]).unwrap();
+    assert!(tcp.syn() && tcp.ack());
+    tcp.seq_number().0 as u32
+}
+
+#[test]
+fn a_syn_whose_options_cannot_be_read_begins_nothing() {
+    let mut sim = Sim::new(1500, Trouble::none());
+    // A maximum segment size of one byte.
+    sim.give_gateway(&raw_segment(SYN, 1, 0, &[2, 3, 5, 0], &[]));
+    assert_eq!((sim.gateway.flows().0, sim.host.connects.len()), (0, 0));
+    assert_eq!(sim.gateway.counters().dropped(DropReason::Malformed), 1);
+}
+
+#[test]
+fn a_handshake_that_the_sandbox_never_ends_is_given_up() {
+    let mut sim = Sim::new(1500, Trouble::none());
+    sim.give_gateway(&raw_segment(SYN, 1, 0, &[], &[]));
+    sim.step(Duration::from_millis(5));
+    isn_of_syn_ack(&mut sim);
+    for _ in 0..29 {
+        sim.step(Duration::from_secs(1));
+        // smoltcp's own client would answer with a reset.
+        sim.device.incoming.clear();
+    }
+    assert_eq!((sim.gateway.flows().0, sim.ended.len()), (1, 0));
+    for _ in 0..40 {
+        sim.step(Duration::from_secs(1));
+        sim.device.incoming.clear();
+    }
+    assert_eq!((sim.gateway.flows().0, sim.ended.len()), (0, 1));
+    assert_eq!(sim.ended[0].1, End::ResetByHost, "the far side sees a reset");
+}
+
+#[test]
+fn text_behind_the_sandboxs_fin_is_not_given_to_the_host() {
+    let mut sim = Sim::new(1500, Trouble::none());
+    sim.give_gateway(&raw_segment(SYN, 1, 0, &[], &[]));
+    sim.step(Duration::from_millis(5));
+    let acknowledge = isn_of_syn_ack(&mut sim).wrapping_add(1);
+    sim.give_gateway(&raw_segment(ACK | FIN, 2, acknowledge, &[], b"text"));
+    sim.step(Duration::from_millis(5));
+    sim.device.incoming.clear();
+    assert!(sim.stream().write_shut);
+    sim.give_gateway(&raw_segment(ACK, 7, acknowledge, &[], b"more"));
+    sim.step(Duration::from_millis(5));
+    assert_eq!(sim.stream().received, b"text");
+    assert_eq!(sim.gateway.flows().0, 1, "the other half is still open");
+}

@@ -52,6 +52,9 @@ impl HeldSyn {
     pub fn new(packet: &Packet<'_>, tcp: &TcpPacket<&[u8]>) -> Result<HeldSyn, DropReason> {
         let header_len = usize::from(tcp.header_len());
         let (src, dst) = (IpAddress::from(packet.src), IpAddress::from(packet.dst));
+        // Options that smoltcp cannot read: it would never answer, and the flow never end.
+        let unread = smoltcp::phy::ChecksumCapabilities::ignored();
+        TcpRepr::parse(tcp, &src, &dst, &unread).map_err(|_| DropReason::Malformed)?;
         let ip = IpRepr::new(src, dst, IpProtocol::Tcp, header_len, packet.hop_limit.max(1));
         let (tcp_at, len) = (ip.header_len(), ip.header_len() + header_len);
         let mut bytes = [0; MAX_HEADERS];
