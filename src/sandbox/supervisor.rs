@@ -13,7 +13,7 @@
 //!
 //! CMD is let go when init is ready and, on a private network, the gateway carries frames; agent, init and gateway
 //! get there in parallel. Until then a signal that would end a process ends the set-up; afterwards signals go on to
-//! CMD ([`super::signals`]). When CMD is stopped the supervisor stops too, so that the person's shell notices.
+//! CMD ([`super::signals`]), which gets what came before its start as soon as it has started. When CMD is stopped the supervisor stops too, so that the person's shell notices.
 //!
 //! Whatever ends the loop, the end is the same: the sockets are closed, upon which init kills CMD, the agent kills
 //! init, the gateway ends; they are waited for; the terminal is mended; the state is removed. When the supervisor is
@@ -118,6 +118,7 @@ pub fn run(plan: Run) -> Result<i32, SandboxError> {
         state: &mut state,
         mounted: false,
         attached: false,
+        let_go: false,
         started: false,
         by_signal: false,
     };
@@ -189,7 +190,9 @@ struct Supervisor<'a> {
     mounted: bool,
     /// The gateway carries frames.
     attached: bool,
-    /// CMD runs.
+    /// Init was told to start CMD.
+    let_go: bool,
+    /// CMD runs, for all the supervisor has heard.
     started: bool,
     /// CMD was ended by a signal.
     by_signal: bool,
@@ -285,12 +288,14 @@ impl Supervisor<'_> {
 
     fn take_signals(&mut self) -> Option<i32> {
         while let Some(arrived) = self.signals.next() {
-            if !self.started {
+            if !self.let_go {
                 if arrived.ends() {
                     self.by_signal = true;
                     return Some(128 + arrived.signal as i32);
                 }
-            } else if !arrived.from_terminal {
+            } else if !(self.started && arrived.from_terminal) {
+                // CMD may run before that is heard, and whoever heard from CMD itself may send it signals. What
+                // the terminal sends meanwhile goes on too, because CMD may not have been there to get it.
                 self.pass_on(arrived);
             }
         }
@@ -430,10 +435,11 @@ impl Supervisor<'_> {
         let network = self.plan.mode != Mode::Private || self.attached;
         if self.mounted
             && network
-            && !self.started
+            && !self.let_go
             && let Some(init) = &self.init_socket
         {
             wire::send(init, &ToInit::Go, &[])?;
+            self.let_go = true;
         }
         Ok(())
     }
