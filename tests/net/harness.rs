@@ -1,10 +1,14 @@
 //! Starting tapline, and servers for its sandboxes to talk to.
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// What went wrong, in a sentence.
 pub type Fault = String;
@@ -26,7 +30,9 @@ pub fn runtime_dir() -> PathBuf {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(|| {
         use std::os::unix::fs::PermissionsExt;
-        let dir = std::env::temp_dir().join(format!("tapline-test-{}", std::process::id()));
+        // Inside a world the numbers of processes begin anew, so whoever made the world gives the directory.
+        let own = || std::env::temp_dir().join(format!("tapline-test-{}", std::process::id()));
+        let dir = std::env::var_os(crate::world::DIR).map_or_else(own, PathBuf::from);
         std::fs::create_dir_all(&dir).expect("the temporary directory can be written");
         std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700)).expect("it is ours");
         dir
@@ -127,15 +133,38 @@ pub fn host_has_ipv6() -> bool {
 }
 
 /// A TCP server of a thread; each connection is given to `serve`.
-pub fn tcp_server(at: &str, serve: fn(TcpStream)) -> SocketAddr {
+pub fn tcp_server(at: &str, serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
     let listener = TcpListener::bind(at).expect("a loopback port is free");
     let address = listener.local_addr().expect("it is bound");
+    let serve = Arc::new(serve);
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
+            let serve = Arc::clone(&serve);
             std::thread::spawn(move || serve(stream));
         }
     });
     address
+}
+
+/// A TCP server for one connection, and what `serve` makes of it.
+pub fn tcp_once<T: Send + 'static>(
+    at: &str,
+    serve: impl FnOnce(TcpStream) -> T + Send + 'static,
+) -> (SocketAddr, Receiver<T>) {
+    let listener = TcpListener::bind(at).expect("a loopback port is free");
+    let address = listener.local_addr().expect("it is bound");
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        if let Ok((stream, _)) = listener.accept() {
+            let _ = tell.send(serve(stream));
+        }
+    });
+    (address, told)
+}
+
+/// What a thread has to tell, within half a minute.
+pub fn told<T>(by: &Receiver<T>) -> Result<T, Fault> {
+    by.recv_timeout(Duration::from_secs(30)).map_err(|_| "the server saw nothing of it".into())
 }
 
 /// Sends back what it gets, and ends when the other side does.
@@ -168,4 +197,159 @@ pub fn seen_from_inside(host: SocketAddr) -> String {
         SocketAddr::V4(_) => format!("10.0.2.2:{}", host.port()),
         SocketAddr::V6(_) => format!("[fd00::2]:{}", host.port()),
     }
+}
+
+/// A [`crate::console`] somewhere, to be asked one thing after the other.
+pub struct Console {
+    /// The process that was started: tapline, or the console itself.
+    pub child: Running,
+    to: Option<ChildStdin>,
+    from: BufReader<ChildStdout>,
+}
+
+impl Console {
+    /// Start it and wait until it listens.
+    pub fn start(mut command: Command) -> Result<Console, Fault> {
+        let mut child = Running(
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(|e| format!("{command:?}: {e}"))?,
+        );
+        let to = child.0.stdin.take();
+        let from = BufReader::new(child.0.stdout.take().ok_or("no stdout")?);
+        let mut console = Console { child, to, from };
+        same("the console's greeting", console.line()?.as_str(), "ready")?;
+        Ok(console)
+    }
+
+    fn line(&mut self) -> Result<String, Fault> {
+        let mut line = String::new();
+        match self.from.read_line(&mut line) {
+            Ok(0) => Err("the console has ended".into()),
+            Ok(_) => Ok(line.trim_end().to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Have it run a probe; what that said, in a line.
+    pub fn ask(&mut self, words: &[&str]) -> Result<String, Fault> {
+        self.tell(words)?;
+        self.answer(words)
+    }
+
+    /// Have it begin to run a probe.
+    pub fn tell(&mut self, words: &[&str]) -> Result<(), Fault> {
+        let to = self.to.as_mut().ok_or("the console's input is closed")?;
+        to.write_all(format!("{}\n", words.join(" ")).as_bytes()).map_err(|e| e.to_string())
+    }
+
+    /// What the probe said.
+    pub fn answer(&mut self, words: &[&str]) -> Result<String, Fault> {
+        let line = self.line()?;
+        match line.split_once(' ') {
+            Some(("ok", said)) => Ok(said.to_owned()),
+            _ => Err(format!("probe {words:?}: {line}")),
+        }
+    }
+
+    /// Close its input, upon which it ends.
+    pub fn end(mut self) -> Result<ExitStatus, Fault> {
+        self.to = None;
+        self.child.0.wait().map_err(|e| e.to_string())
+    }
+}
+
+/// `tapline run --name NAME OPTIONS` with a console in it.
+pub fn sandbox(name: &str, options: &[&str]) -> Result<Console, Fault> {
+    let mut command = command(&["run", "--name", name]);
+    command.args(options).arg("--").arg(this_program()).arg("console");
+    Console::start(command)
+}
+
+/// `tapline inspect NAME`.
+pub fn inspect(name: &str) -> Result<serde_json::Value, Fault> {
+    let out = command(&["inspect", name]).output().map_err(|e| e.to_string())?;
+    holds(text(&out.stderr), out.status.success())?;
+    serde_json::from_slice(&out.stdout).map_err(|e| format!("{e}: {}", text(&out.stdout)))
+}
+
+/// How many frames a sandbox's gateway dropped for this reason.
+pub fn dropped(name: &str, reason: &str) -> Result<u64, Fault> {
+    let document = inspect(name)?;
+    let dropped = &document["counters"]["dropped"];
+    holds(format!("there are counters of drops: {document}"), dropped.is_object())?;
+    Ok(dropped[reason].as_u64().unwrap_or(0))
+}
+
+/// Send a signal.
+pub fn signal(pid: u32, signal: Signal) -> Result<(), Fault> {
+    kill(Pid::from_raw(pid as i32), signal).map_err(|e| format!("kill {pid}: {e}"))
+}
+
+/// The children of a process, with their command lines.
+pub fn children(parent: u32) -> Vec<(u32, String)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").expect("/proc is mounted").flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
+        let field = |n| stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(n));
+        if field(1).and_then(|p| p.parse().ok()) == Some(parent) && field(0) != Some("Z") {
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            found.push((pid, String::from_utf8_lossy(&line).replace('\0', " ")));
+        }
+    }
+    found
+}
+
+/// The gateway of a supervisor.
+pub fn gateway_of(supervisor: u32) -> Result<u32, Fault> {
+    let found = children(supervisor).into_iter().find(|(_, line)| line.split(' ').nth(1) == Some("gateway"));
+    found.map(|(pid, _)| pid).ok_or_else(|| format!("{supervisor} has no gateway: {:?}", children(supervisor)))
+}
+
+/// The agent of a supervisor.
+pub fn agent_of(supervisor: u32) -> Result<u32, Fault> {
+    let found = children(supervisor).into_iter().find(|(_, line)| line.split(' ').nth(1) != Some("gateway"));
+    found.map(|(pid, _)| pid).ok_or_else(|| format!("{supervisor} has no agent"))
+}
+
+/// Has a process ended, whether or not its parent has noticed?
+pub fn has_ended(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
+}
+
+/// The names of what runs, as `tapline ps` has them.
+pub fn names_in_ps() -> Result<Vec<String>, Fault> {
+    let out = command(&["ps", "--format", "json"]).output().map_err(|e| e.to_string())?;
+    holds(text(&out.stderr), out.status.success())?;
+    // A line for each.
+    let name = |line: &str| {
+        let sandbox: serde_json::Value = serde_json::from_str(line).map_err(|e| format!("{e}: {line}"))?;
+        sandbox["name"].as_str().map(str::to_owned).ok_or_else(|| format!("no name: {line}"))
+    };
+    text(&out.stdout).lines().map(name).collect()
+}
+
+/// The ids of sandboxes that have files in our state directory, whether they live or not.
+pub fn entries() -> Vec<PathBuf> {
+    let below = |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
+    below(runtime_dir().join("tapline")).flat_map(|netns| below(netns.join("sandboxes"))).collect()
+}
+
+/// The state and the start of a process by /proc/pid/stat (proc(5)): the letter, and seconds since the boot.
+fn stat(pid: u32) -> Option<(char, f64)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??;
+    Some((fields.first()?.chars().next()?, fields.get(19)?.parse::<f64>().ok()? / ticks as f64))
+}
+
+/// How long a process has been running, in seconds.
+pub fn seconds_since_start(pid: u32) -> Option<f64> {
+    let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
+    Some(uptime.split_whitespace().next()?.parse::<f64>().ok()? - stat(pid)?.1)
+}
+
+/// The state of a process, as a letter.
+pub fn state_of(pid: u32) -> Option<char> {
+    stat(pid).map(|(state, _)| state)
 }

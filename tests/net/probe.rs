@@ -5,6 +5,8 @@ use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use tapline::sys::netlink::{LinkChange, Netlink};
+
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Does what the words say.
@@ -22,7 +24,8 @@ pub fn main(words: &[String]) -> ExitCode {
     }
 }
 
-fn probe(words: &[&str]) -> Result<String, String> {
+/// What the words ask for, or why not.
+pub fn probe(words: &[&str]) -> Result<String, String> {
     match words {
         ["connect", to] => Ok(connect(to)),
         ["tcp-echo", to, bytes] => tcp_echo(to, number(bytes)?),
@@ -31,6 +34,10 @@ fn probe(words: &[&str]) -> Result<String, String> {
         ["udp-echo", to, bytes] => udp_echo(to, number(bytes)?),
         ["udp-source", to, second] => udp_source(to, second),
         ["udp-error", to] => udp_error(to),
+        ["ids"] => Ok(format!("{} {}", nix::unistd::getuid(), nix::unistd::getgid())),
+        ["interfaces"] => interfaces(),
+        ["addresses", name] => addresses(name),
+        ["set-down", name] => set_down(name),
         ["resolve", name] => resolve(name),
         ["print", path] => {
             std::fs::read_to_string(path).map(|t| t.trim_end().to_owned()).map_err(|e| format!("{path}: {e}"))
@@ -194,4 +201,41 @@ fn resolve(name: &str) -> Result<String, String> {
     found.sort();
     found.dedup();
     Ok(found.join(" "))
+}
+
+fn netlink() -> Result<Netlink, String> {
+    Netlink::open().map_err(|e| e.to_string())
+}
+
+/// The names of the interfaces.
+fn interfaces() -> Result<String, String> {
+    let links = netlink()?.links().map_err(|e| e.to_string())?;
+    Ok(links.into_iter().map(|l| l.name).collect::<Vec<_>>().join(" "))
+}
+
+/// The addresses of an interface, but for IPv6's link-local ones; then its MTU.
+fn addresses(name: &str) -> Result<String, String> {
+    let mut netlink = netlink()?;
+    let link = netlink.link(name).map_err(|e| e.to_string())?;
+    let mut said: Vec<String> = netlink
+        .addresses()
+        .map_err(|e| e.to_string())?
+        .into_iter()
+        .filter(|a| a.index == link.index && !matches!(a.ip, std::net::IpAddr::V6(ip) if ip.is_unicast_link_local()))
+        .map(|a| format!("{}/{}", a.ip, a.prefix))
+        .collect();
+    said.sort();
+    said.push(format!("mtu {}", link.mtu));
+    Ok(said.join(" "))
+}
+
+/// Take an interface down.
+fn set_down(name: &str) -> Result<String, String> {
+    let mut netlink = netlink()?;
+    let link = netlink.link(name).map_err(|e| e.to_string())?;
+    match netlink.change_link(link.index, &LinkChange { up: Some(false), ..LinkChange::default() }) {
+        Ok(()) => Ok("down".into()),
+        Err(error) if error.errno() == Some(libc::EPERM) => Ok("not permitted".into()),
+        Err(error) => Err(error.to_string()),
+    }
 }
