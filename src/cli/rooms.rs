@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::control::state::SandboxState;
 use crate::observe::logging;
 use crate::plan::{self, Logging};
-use crate::sys::random;
+use crate::sys::{proc, random};
 use crate::{control, sandbox};
 
 /// Twelve hexadecimal digits that nobody else has.
@@ -35,11 +35,14 @@ pub fn start_logging(how: Logging, warnings: &[String]) {
 
 /// `run`: CMD's exit status.
 pub fn run(plan: plan::Run) -> Result<i32> {
+    // The agent and init are copies of this process: what planning used would be theirs too.
+    proc::trim_memory();
     Ok(sandbox::run(plan)?)
 }
 
 /// `attach`: the exit status.
 pub fn attach(plan: plan::Attach) -> Result<i32> {
+    proc::trim_memory();
     Ok(sandbox::attach(plan)?)
 }
 

@@ -115,6 +115,7 @@ impl Agent<'_> {
     fn wait(&self, init: Pid) -> Result<(), String> {
         // PIDs are positive.
         let pidfd = spawn::pidfd_open(init.as_raw().unsigned_abs()).map_err(|e| format!("cannot watch init: {e}"))?;
+        proc::go_idle();
         loop {
             let mut fds = [
                 PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),

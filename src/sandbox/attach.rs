@@ -169,7 +169,6 @@ impl<'a> Service<'a> {
             registration,
             waiting: Some(Waiting { ready_fd, parent, pid_file: plan.pid_file.clone() }),
         };
-        proc::trim_memory();
         // With somebody waiting in the foreground, errors up to readiness are this function's.
         while service.waiting.is_some() {
             match service.turn() {
@@ -193,6 +192,7 @@ impl<'a> Service<'a> {
 
     /// Until it is to end.
     fn serve(&mut self) -> Result<i32, SandboxError> {
+        proc::go_idle();
         let result = loop {
             match self.turn() {
                 Ok(false) => {}

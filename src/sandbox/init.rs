@@ -85,6 +85,7 @@ impl Init {
         wire::send(supervisor, &FromInit::Started, &[]).map_err(told)?;
         let _ = proc::close_all_fds_in_child(&[supervisor.as_fd()]);
         let _ = proc::null_stdio(&[0, 1, 2]);
+        proc::go_idle();
         match command::mind(child, supervisor).map_err(|e| format!("cannot wait for the command: {e}"))? {
             Some(ending) => {
                 let message = FromInit::Exited { status: ending.status, by_signal: ending.by_signal };

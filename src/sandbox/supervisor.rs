@@ -216,7 +216,6 @@ impl Supervisor<'_> {
         }
         proc::close_inherited_fds(&[]).map_err(SandboxError::io("read /proc/self/fd"))?;
         proc::null_stdio(&[0, 1]).map_err(SandboxError::io("open /dev/null"))?;
-        proc::trim_memory();
         Ok(())
     }
 
@@ -318,7 +317,10 @@ impl Supervisor<'_> {
                 self.go_if_ready()?;
             }
             Some(FromInit::Failed { text }) => return Err(SandboxError::Inside(text)),
-            Some(FromInit::Started) => self.started = true,
+            Some(FromInit::Started) => {
+                self.started = true;
+                proc::go_idle();
+            }
             Some(FromInit::NotExecuted { errno }) => {
                 // The plan's command is never empty: CommandLine::new has seen to it.
                 let (status, sentence) = command::not_executed(&self.plan.command[0], errno);

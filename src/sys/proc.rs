@@ -207,6 +207,36 @@ pub fn trim_memory() {
     }
 }
 
+/// Let go of the memory that is not needed while this process only waits: what the allocator holds, and the pages of
+/// the program's own code and constants, which come back from the page cache, a few at a time, when they are used.
+pub fn go_idle() {
+    trim_memory();
+    /// Called for each loaded object, the program first; 1 ends that.
+    unsafe extern "C" fn forget(info: *mut libc::dl_phdr_info, _: libc::size_t, _: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: dl_iterate_phdr(3) passes a valid pointer.
+        let info = unsafe { &*info };
+        // SAFETY: it points to that many headers, which stay mapped with the program.
+        let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) };
+        // SAFETY: sysconf reads a constant.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+        for header in headers.iter().filter(|h| h.p_type == libc::PT_LOAD && h.p_flags & libc::PF_W == 0) {
+            let (Ok(offset), Ok(length)) = (usize::try_from(header.p_vaddr), usize::try_from(header.p_memsz)) else {
+                continue;
+            };
+            let Ok(base) = usize::try_from(info.dlpi_addr) else { continue };
+            let (start, end) = (base + offset, base + offset + length);
+            let start = start - start % page;
+            // SAFETY: a segment that is not writable is a private mapping of the program's file with no page of our
+            // own in it (position-independent code has no text relocations, and what is relocated lies in a writable
+            // segment): a page that is let go comes back with the same bytes.
+            unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED) };
+        }
+        1
+    }
+    // SAFETY: the callback has the right type and takes no data.
+    unsafe { libc::dl_iterate_phdr(Some(forget), std::ptr::null_mut()) };
+}
+
 /// Signal dispositions as a fresh program expects them, and the given mask: the last thing before an exec. The
 /// Rust runtime ignores SIGPIPE, which an exec would hand on.
 pub fn restore_signals(mask: &SigSet) -> io::Result<()> {
