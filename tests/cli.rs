@@ -97,6 +97,13 @@ fn a_command_line_that_makes_no_sense_is_one_line_and_2() {
         (&["run", "--outbound-addr", "192.0.2.1", "--outbound-addr", "192.0.2.2"], "second IPv4 address"),
         (&["run", "--net", "bridge"], "possible are private, none, host"),
         (&["run", "-v", "-q"], "contradicts"),
+        (&["run", "--no-dns", "--dns-option", "rotate"], "contradicts"),
+        (&["run", "--net", "none", "--mtu", "1500"], "'--mtu' has no effect with '--net none'"),
+        (&["run", "--net", "none", "--dns-option", "rotate"], "no effect"),
+        (&["run", "--net", "host", "--host-loopback=false"], "no effect"),
+        (&["run", "--net", "host", "--dns", "192.0.2.1"], "no effect"),
+        (&["run", "--host-loopback=maybe"], "'maybe' is no value"),
+        (&["attach", "--dns-option", "rotate", "1"], "unknown option '--dns-option'"),
         (&["attach"], "something is missing"),
         (&["attach", "0"], "'0' is no value"),
         (&["attach", "1", "--netns", "/proc/1/ns/net"], "contradicts"),
@@ -146,6 +153,54 @@ fn the_command_line_wins_over_the_file() {
     assert_eq!(plan["names"]["servers"], serde_json::json!(["192.0.2.9"]));
     let plan = home.plan(&["run", "--ipv6-only", "true"]);
     assert!(plan["network"]["v4"].is_null() && plan["network"]["v6"].is_object());
+}
+
+#[test]
+fn what_the_file_has_on_can_be_switched_off() {
+    let home = Home::with_config("host-loopback = true\nipv4-only = true\nsubnet6 = \"fd01::/64\"\nquiet = true\n");
+    // The file contradicts itself, which is not forgiven.
+    let line = home.refusal(125, &["run", "--dry-run", "true"]);
+    assert!(line.contains("config.toml: ") && line.contains("contradicts"), "{line}");
+    let plan = home.plan(&["run", "--ipv4-only=false", "--host-loopback=false", "--quiet=false", "true"]);
+    assert_eq!(plan["network"]["host_loopback_allowed"], false);
+    assert_eq!(plan["network"]["v6"]["subnet"], "fd01::/64");
+    assert!(plan["network"]["v4"].is_object());
+    assert_eq!(plan["logging"]["verbosity"], 0);
+    let plan = home.plan(&["run", "--ipv6-only", "--host-loopback", "-v", "true"]);
+    assert_eq!(plan["network"]["host_loopback_allowed"], true);
+    assert!(plan["network"]["v4"].is_null());
+    assert_eq!(plan["logging"]["verbosity"], 1);
+}
+
+#[test]
+fn what_the_file_says_of_a_network_does_not_hinder_a_run_without() {
+    let home = Home::with_config("mtu = 1500\ndns-option = \"rotate\"\n");
+    assert_eq!(home.plan(&["run", "--net", "none", "true"])["mode"], "none");
+    assert_eq!(home.plan(&["attach", "1"])["network"]["mtu"], 1500);
+    let home = Home::with_config("[run]\nnet = \"none\"\n");
+    assert!(home.refusal(2, &["run", "--mtu", "1500", "true"]).contains("no effect with '--net none'"));
+}
+
+#[test]
+fn search_domains_are_those_asked_for_or_the_hosts() {
+    let home = Home::new();
+    for verb in [&["run", "true"][..], &["attach", "1"]] {
+        let search = |options: &[&str]| {
+            let words: Vec<&str> = verb[..1].iter().chain(options).chain(&verb[1..]).copied().collect();
+            let plan = home.plan(&words);
+            if verb[0] == "run" { plan["names"]["search"].clone() } else { plan["search"].clone() }
+        };
+        assert!(search(&[]).is_null());
+        assert_eq!(search(&["--dns-search", "."]), serde_json::json!([]));
+        assert_eq!(search(&["--dns-search", "example.org"]), serde_json::json!(["example.org"]));
+    }
+}
+
+#[test]
+fn the_gateway_is_nobodys_subcommand() {
+    let home = Home::new();
+    assert!(home.refusal(125, &["gateway"]).contains("started by tapline itself"));
+    assert!(!home.stdout(&["completions", "bash"]).contains("gateway"));
 }
 
 #[test]

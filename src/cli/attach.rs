@@ -84,6 +84,7 @@ impl AttachArgs {
             target,
             network: shared.network,
             interface: shared.interface,
+            search: shared.names.search,
             logging: self.logging.resolve(),
             ready_fd: self.ready_fd,
             exit_fd: self.exit_fd,

@@ -5,7 +5,7 @@
 //! There is one description of the options, clap's. A key of the file is the long name of an option; at the top it
 //! counts for `run` and `attach` both, in the table `[run]` or `[attach]` for that subcommand, where it takes the
 //! place of the one at the top. A list stands for an option given several times, `true` for a flag that is given,
-//! `false` for one that is not.
+//! `false` for one that is not; `--flag=false` on the command line switches off what the file has on.
 //!
 //! Each key is looked up in the subcommand's description and turned into words, `--mtu=1500`. The words are checked
 //! one key at a time by clap's own parsers, so that a mistake is told with the file, the line and the key, and the
@@ -20,11 +20,11 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use toml::de::{DeTable, DeValue};
 
 use super::error::{self, Failure};
+use super::options;
 
 /// Options of one call, which the file cannot hold.
 const NOT_IN_FILE: [&str; 9] =
@@ -52,8 +52,7 @@ pub fn words(verb: &str, given: &ArgMatches) -> Result<Option<Vec<OsString>>> {
     };
     let description = super::command();
     let entries = read(&path, &text, verb, &description)?;
-    let verb = subcommand(&description, verb);
-    let kept = entries.into_iter().filter(|entry| !is_overruled(verb, given, &entry.key));
+    let kept = entries.into_iter().filter(|entry| !is_overruled(given, &entry.key));
     Ok(Some(kept.flat_map(|entry| entry.words).collect()))
 }
 
@@ -70,7 +69,13 @@ pub fn merge(mut typed: Vec<OsString>, verb: &str, found: Vec<OsString>) -> Resu
     if let Some(at) = typed.iter().skip(1).position(|word| word == verb) {
         typed.splice(at + 2..at + 2, found);
     }
-    Ok(super::command().try_get_matches_from(typed)?)
+    let both = super::command().try_get_matches_from(typed)?;
+    // What contradicts something typed has been left out: the contradiction is the file's own.
+    if let Some(text) = both.subcommand().and_then(|(_, both)| options::contradiction(both)) {
+        let path = path().unwrap_or_default();
+        return Err(anyhow!("{}: {text}", path.display()).into());
+    }
+    Ok(both)
 }
 
 fn subcommand<'c>(description: &'c Command, verb: &str) -> &'c Command {
@@ -79,14 +84,8 @@ fn subcommand<'c>(description: &'c Command, verb: &str) -> &'c Command {
 }
 
 /// Was the option, or one that contradicts it, typed?
-fn is_overruled(verb: &Command, given: &ArgMatches, key: &str) -> bool {
-    let typed = |arg: &Arg| given.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
-    let Some(option) = option(verb, key) else { return false };
-    let contradicts = |other: &Arg| {
-        verb.get_arg_conflicts_with(other).iter().any(|arg| arg.get_id() == option.get_id())
-            || verb.get_arg_conflicts_with(option).iter().any(|arg| arg.get_id() == other.get_id())
-    };
-    verb.get_arguments().any(|arg| typed(arg) && (arg.get_id() == option.get_id() || contradicts(arg)))
+fn is_overruled(given: &ArgMatches, key: &str) -> bool {
+    options::is_given(given, key) || options::is_contradicted(given, key)
 }
 
 fn option<'c>(verb: &'c Command, key: &str) -> Option<&'c Arg> {
@@ -164,7 +163,24 @@ fn lone(arg: &Arg) -> Arg {
     if let Some(names) = arg.get_value_names() {
         lone = lone.value_names(names.to_vec());
     }
+    if options::is_flag(arg) {
+        return options::with_off_switch(lone.value_parser(arg.get_value_parser().clone()));
+    }
     if arg.get_action().takes_values() { lone.value_parser(arg.get_value_parser().clone()) } else { lone }
+}
+
+/// Lets every flag that the file may hold be switched off on the command line.
+pub fn with_off_switches(mut description: Command) -> Command {
+    let may_be_in_file = |arg: &Arg| arg.get_long().is_some_and(|key| !NOT_IN_FILE.contains(&key));
+    for verb in TABLES {
+        description = description.mut_subcommand(verb, |command| {
+            command.mut_args(|arg| match arg.get_action() {
+                ArgAction::SetTrue if may_be_in_file(&arg) => options::with_off_switch(arg),
+                _ => arg,
+            })
+        });
+    }
+    description
 }
 
 /// The words that a key and its value stand for, or what the value must be.
@@ -177,7 +193,7 @@ fn option_words(key: &str, arg: &Arg, value: &DeValue<'_>) -> Result<Vec<OsStrin
         _ => None,
     };
     match arg.get_action() {
-        ArgAction::SetTrue => match value {
+        _ if options::is_flag(arg) => match value {
             DeValue::Boolean(true) => Ok(vec![format!("--{key}").into()]),
             DeValue::Boolean(false) => Ok(Vec::new()),
             _ => Err("true or false"),

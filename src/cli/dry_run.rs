@@ -60,7 +60,7 @@ pub fn run(plan: &Run, warnings: &[String], format: Format) -> anyhow::Result<St
     lines.add("hostname", &plan.names.hostname);
     match plan.mode {
         Mode::Private => {
-            add_network(&mut lines, &plan.network, &plan.interface);
+            add_network(&mut lines, &plan.network, plan.names.search.as_deref(), &plan.interface);
             if !plan.names.options.is_empty() {
                 lines.add("resolver", format_args!("options {}", plan.names.options.join(" ")));
             }
@@ -86,7 +86,7 @@ pub fn attach(plan: &Attach, warnings: &[String], format: Format) -> anyhow::Res
             lines.add("target", format_args!("{}, owned by {}", netns.display(), userns.display()));
         }
     }
-    add_network(&mut lines, &plan.network, &plan.interface);
+    add_network(&mut lines, &plan.network, plan.search.as_deref(), &plan.interface);
     if !plan.interface.configure {
         lines.add("configure", "no: the interface is made, and left without addresses");
     }
@@ -94,7 +94,7 @@ pub fn attach(plan: &Attach, warnings: &[String], format: Format) -> anyhow::Res
     Ok(lines.0)
 }
 
-fn add_network(lines: &mut Lines, network: &Network, interface: &Interface) {
+fn add_network(lines: &mut Lines, network: &Network, search: Option<&[String]>, interface: &Interface) {
     lines.add("network", format_args!("private, MTU {}", network.mtu));
     if let Some(v4) = network.v4 {
         lines
@@ -126,8 +126,11 @@ fn add_network(lines: &mut Lines, network: &Network, interface: &Interface) {
             (true, some) => some.iter().map(|ip| ip.to_string()).collect::<Vec<_>>().join(", "),
         },
     );
-    if !network.dns_search.is_empty() {
-        lines.add("search", network.dns_search.join(" "));
+    match search {
+        _ if !network.dns_enabled => {}
+        None => lines.add("search", "the host's domains"),
+        Some([]) => lines.add("search", "none"),
+        Some(domains) => lines.add("search", domains.join(" ")),
     }
     for (name, address) in &network.local_names {
         lines.add("name", format_args!("{name} is {address}"));

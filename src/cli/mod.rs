@@ -16,8 +16,8 @@
 //! line that makes no sense ends with 2, everything else that is tapline's fault or its host's with 125, and the
 //! rest is CMD's own status. A reader that went away (`tapline ps | head -1`) is no error.
 //!
-//! [`command`] and [`main`] are all that the outside sees. The gateway is this program too, under a hidden
-//! subcommand: it starts without looking at any configuration.
+//! [`command`] and [`main`] are all that the outside sees. The gateway is this program too, under a word of its own
+//! ([`gateway`]): it starts without clap and without looking at any configuration.
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -67,13 +67,11 @@ enum Verb {
     Completions(completions::CompletionsArgs),
     #[command(hide = true)]
     Man(man::ManArgs),
-    #[command(hide = true)]
-    Gateway(gateway::GatewayArgs),
 }
 
 /// The description of the command line: what completions, manual pages and tests are made from.
 pub fn command() -> clap::Command {
-    pages::with_help(Cli::command())
+    pages::with_help(config::with_off_switches(Cli::command()))
 }
 
 /// The manual pages, by file name, as `tapline man DIR` writes them.
@@ -96,15 +94,12 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch(words: Vec<OsString>) -> Result<i32, Failure> {
-    let typed = command().try_get_matches_from(words.clone())?;
-    let matches = match typed.subcommand() {
-        Some((verb @ ("run" | "attach"), given)) => match config::words(verb, given)? {
-            Some(found) => config::merge(words, verb, found)?,
-            None => typed,
-        },
-        _ => typed,
-    };
-    let Some(verb) = Cli::from_arg_matches(&matches)?.command else {
+    if let [_, verb, rest @ ..] = &words[..]
+        && verb == gateway::VERB
+    {
+        return gateway::execute(rest);
+    }
+    let Some(verb) = parse(words)?.command else {
         output::print(pages::GREETING)?;
         return Ok(0);
     };
@@ -117,8 +112,27 @@ fn dispatch(words: Vec<OsString>) -> Result<i32, Failure> {
         Verb::Stop(args) => args.execute(),
         Verb::Completions(args) => args.execute(),
         Verb::Man(args) => args.execute(),
-        Verb::Gateway(args) => args.execute(),
     }
+}
+
+/// What was typed and what the configuration file adds. clap's description and matches, some hundreds of kilobytes,
+/// do not outlive this.
+fn parse(words: Vec<OsString>) -> Result<Cli, Failure> {
+    let typed = command().try_get_matches_from(words.clone())?;
+    let (verb, given) = match typed.subcommand() {
+        Some(("run", given)) => ("run", given),
+        Some(("attach", given)) => ("attach", given),
+        _ => return Ok(Cli::from_arg_matches(&typed)?),
+    };
+    if let Some(text) = options::contradiction(given) {
+        return Err(Failure::Usage(verb, text));
+    }
+    let merged = config::words(verb, given)?.map(|found| config::merge(words, verb, found)).transpose()?;
+    let cli = Cli::from_arg_matches(merged.as_ref().unwrap_or(&typed))?;
+    if let Some(Verb::Run(args)) = &cli.command {
+        args.check_effects(given)?;
+    }
+    Ok(cli)
 }
 
 #[cfg(test)]

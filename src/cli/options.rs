@@ -3,7 +3,9 @@ use std::ffi::OsStr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use clap::{ArgAction, Args};
+use clap::builder::ValueRange;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Args};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::error::Failure;
@@ -25,6 +27,58 @@ pub const DEFAULT_UDP_TIMEOUT: Duration = Duration::from_secs(300);
 /// Under this RFC 4787 REQ-5 is broken.
 const SHORTEST_UDP_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// Options that cannot be given together. clap's own way to say so does not know of flags that are switched off.
+const CONTRADICTIONS: [(&str, &str); 7] = [
+    ("ipv4-only", "ipv6-only"),
+    ("ipv4-only", "subnet6"),
+    ("ipv6-only", "subnet"),
+    ("no-dns", "dns"),
+    ("no-dns", "dns-search"),
+    ("no-dns", "dns-option"),
+    ("quiet", "verbose"),
+];
+
+/// A flag that also takes `=false`, so that one in the configuration file can be switched off for a call.
+pub fn with_off_switch(flag: Arg) -> Arg {
+    flag.action(ArgAction::Set)
+        .num_args(ValueRange::from(0..=1))
+        .require_equals(true)
+        .value_name("BOOL")
+        .default_missing_value("true")
+        .default_value("false")
+        .hide_default_value(true)
+        .hide_possible_values(true)
+}
+
+/// Is it one of those?
+pub fn is_flag(arg: &Arg) -> bool {
+    arg.get_default_values() == ["false"]
+}
+
+/// Was an option given, by its long name? A flag that was switched off counts as well.
+pub fn is_given(matches: &ArgMatches, option: &str) -> bool {
+    let id = option.replace('-', "_");
+    matches.ids().any(|other| other.as_str() == id) && matches.value_source(&id) == Some(ValueSource::CommandLine)
+}
+
+/// Was it given, and not switched off?
+fn is_wanted(matches: &ArgMatches, option: &str) -> bool {
+    let off = |value: &bool| !value;
+    let id = option.replace('-', "_");
+    is_given(matches, option) && !matches.try_get_one::<bool>(&id).ok().flatten().is_some_and(off)
+}
+
+/// Is an option contradicted by what was given?
+pub fn is_contradicted(matches: &ArgMatches, option: &str) -> bool {
+    CONTRADICTIONS.iter().any(|(a, b)| *a == option && is_wanted(matches, b) || *b == option && is_wanted(matches, a))
+}
+
+/// A sentence for the first two that contradict each other.
+pub fn contradiction(matches: &ArgMatches) -> Option<String> {
+    let (a, b) = CONTRADICTIONS.iter().find(|(a, b)| is_wanted(matches, a) && is_wanted(matches, b))?;
+    Some(format!("'--{a}' contradicts '--{b}': give one of them"))
+}
+
 /// The network and the interface inside.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Network")]
@@ -38,15 +92,15 @@ pub struct NetworkArgs {
     mtu: Option<u16>,
 
     /// IPv4 subnet; the gateway is its address 2, DNS 3, the sandbox 100 [default: 10.0.2.0/24]
-    #[arg(long, value_name = "CIDR", value_parser = subnet::parse_ipv4_subnet, conflicts_with = "ipv6_only")]
+    #[arg(long, value_name = "CIDR", value_parser = subnet::parse_ipv4_subnet)]
     subnet: Option<Ipv4Net>,
 
     /// IPv6 prefix; the gateway is ::2, DNS ::3, the sandbox ::100 [default: fd00::/64]
-    #[arg(long, value_name = "CIDR", value_parser = subnet::parse_ipv6_subnet, conflicts_with = "ipv4_only")]
+    #[arg(long, value_name = "CIDR", value_parser = subnet::parse_ipv6_subnet)]
     subnet6: Option<Ipv6Net>,
 
     /// No IPv6 inside
-    #[arg(long, conflicts_with = "ipv6_only")]
+    #[arg(long)]
     ipv4_only: bool,
 
     /// No IPv4 inside
@@ -102,16 +156,12 @@ pub struct AccessArgs {
 #[command(next_help_heading = "Names")]
 pub struct NamesArgs {
     /// Resolver to be used inside; may be repeated [default: the network's DNS address, which asks the host's]
-    #[arg(long, value_name = "IP", value_parser = words::parse_address, conflicts_with = "no_dns")]
-    dns: Vec<IpAddr>,
+    #[arg(long, value_name = "IP", value_parser = words::parse_address)]
+    pub dns: Vec<IpAddr>,
 
     /// Search domain; may be repeated, `.` means none [default: the host's]
-    #[arg(long, value_name = "DOMAIN", value_parser = words::parse_search_domain, conflicts_with = "no_dns")]
+    #[arg(long, value_name = "DOMAIN", value_parser = words::parse_search_domain)]
     dns_search: Vec<String>,
-
-    /// Option for resolv.conf(5), like ndots:2; may be repeated
-    #[arg(long, value_name = "OPTION", value_parser = words::parse_resolver_option, conflicts_with = "no_dns")]
-    dns_option: Vec<String>,
 
     /// Another name inside; the address may be `host-gateway`, for the host; may be repeated
     #[arg(long, value_name = "NAME:IP", value_parser = words::parse_add_host)]
@@ -127,7 +177,7 @@ pub struct NamesArgs {
 #[command(next_help_heading = "Messages")]
 pub struct LoggingArgs {
     /// Say more; twice for debugging
-    #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
+    #[arg(short, long, action = ArgAction::Count)]
     verbose: u8,
 
     /// Say nothing but errors
@@ -154,6 +204,7 @@ pub struct Resolved {
     pub name: String,
     pub network: Network,
     pub interface: Interface,
+    /// Everything but the options, which only `run` has a file for.
     pub names: Names,
     /// One sentence each; nothing that prevents the work.
     pub warnings: Vec<String>,
@@ -208,7 +259,7 @@ pub fn resolve(
         dns: !names.no_dns,
         servers: names.dns.clone(),
         search: search.clone(),
-        options: names.dns_option.clone(),
+        options: Vec::new(),
         hosts: names.add_host.clone(),
     };
     let resolved_network = Network {

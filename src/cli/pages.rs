@@ -49,7 +49,7 @@ const COMMAND_STATUS: Items = &[
 
 const CONFIG_FILE: (&str, &str) = (
     "$XDG_CONFIG_HOME/tapline/config.toml",
-    "Options for every call: the long name of an option is a key, without the hyphens in front; a list stands for an option given several times, true for a flag. Keys at the top count for run and attach, those in [run] or [attach] for that command. The command line wins.",
+    "Options for every call: the long name of an option is a key, without the hyphens in front; a list stands for an option given several times, true for a flag. Keys at the top count for run and attach, those in [run] or [attach] for that command. The command line wins; --flag=false there switches off what the file has on.",
 );
 
 const STATE: (&str, &str) = (

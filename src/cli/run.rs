@@ -1,11 +1,12 @@
 //! `tapline run`.
 use std::ffi::OsString;
 
-use clap::Args;
+use clap::{ArgMatches, Args};
 
 use super::dry_run::{self, Format};
 use super::error::Failure;
 use super::options::{self, AccessArgs, LoggingArgs, NamesArgs, NetworkArgs};
+use super::ps::mode_word;
 use super::{output, rooms};
 use crate::plan::{self, MapUser, Mode, PidMode, words};
 
@@ -49,6 +50,11 @@ pub struct RunArgs {
     access: AccessArgs,
     #[command(flatten)]
     names: NamesArgs,
+
+    /// Option for resolv.conf(5), like ndots:2; may be repeated
+    #[arg(long, value_name = "OPTION", value_parser = words::parse_resolver_option, help_heading = "Names")]
+    dns_option: Vec<String>,
+
     #[command(flatten)]
     logging: LoggingArgs,
 
@@ -57,11 +63,48 @@ pub struct RunArgs {
     command: Vec<OsString>,
 }
 
+/// What only a network of its own makes use of.
+const OF_THE_NETWORK: [&str; 13] = [
+    "mtu",
+    "subnet",
+    "subnet6",
+    "ipv4-only",
+    "ipv6-only",
+    "mac",
+    "ifname",
+    "link",
+    "outbound-addr",
+    "outbound-interface",
+    "udp-timeout",
+    "host-loopback",
+    "allow-metadata",
+];
+
 impl RunArgs {
+    /// Refuses what was typed and would have no effect: whoever types it expects one. In the configuration file it
+    /// may stand, for other calls.
+    pub fn check_effects(&self, typed: &ArgMatches) -> Result<(), Failure> {
+        let resolver: &[&str] = match self.net {
+            Mode::Private => return Ok(()),
+            // resolv.conf is written when there is a resolver to write.
+            Mode::None if self.names.dns.is_empty() => &["dns-search", "dns-option"],
+            Mode::None => &[],
+            Mode::Host => &["dns", "dns-search", "dns-option", "no-dns"],
+        };
+        match OF_THE_NETWORK.iter().chain(resolver).find(|option| options::is_given(typed, option)) {
+            None => Ok(()),
+            Some(option) => Err(Failure::Usage(
+                "run",
+                format!("'--{option}' has no effect with '--net {}': leave one of them out", mode_word(self.net)),
+            )),
+        }
+    }
+
     fn plan(&self) -> Result<(plan::Run, Vec<String>), Failure> {
         let command = if self.command.is_empty() { vec![rooms::default_shell()] } else { self.command.clone() };
-        let shared =
+        let mut shared =
             options::resolve("run", &command[0], &self.network, &self.access, &self.names, self.hostname.as_deref())?;
+        shared.names.options.clone_from(&self.dns_option);
         let plan = plan::Run {
             id: shared.id,
             name: shared.name,

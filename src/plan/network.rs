@@ -93,7 +93,8 @@ pub struct Network {
     pub broadcast_to_host: bool,
     /// The DNS address answers; `false` with `--no-dns`.
     pub dns_enabled: bool,
-    /// Search domains announced by DHCP (option 119) and router advertisement (RFC 8106).
+    /// Search domains announced by DHCP (option 119) and router advertisement (RFC 8106). Those that were asked for;
+    /// the host's come in by [`Network::announcing`].
     pub dns_search: Vec<String>,
     /// Resolvers given by hand (`--dns`), announced by DHCP and router advertisement instead of the DNS
     /// address; empty means the DNS address.
@@ -109,6 +110,13 @@ pub struct Network {
 }
 
 impl Network {
+    /// The network as a gateway is to announce it: with the search domains that were asked for, or the host's.
+    /// None without DNS.
+    pub fn announcing(&self, asked: Option<&[String]>, host: &HostView) -> Network {
+        let search = asked.unwrap_or(&host.search).iter().filter(|_| self.dns_enabled);
+        Network { dns_search: search.cloned().collect(), ..self.clone() }
+    }
+
     /// The gateway's link-local IPv6 address, where router advertisements come from.
     pub fn gateway_link_local(&self) -> Ipv6Addr {
         self.gateway_mac.link_local()
@@ -183,5 +191,35 @@ mod seconds {
     pub fn deserialize<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
         let seconds = <f64 as serde::Deserialize>::deserialize(from)?;
         Duration::try_from_secs_f64(seconds).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_asked_for_is_announced_before_the_hosts() {
+        let network = Network {
+            v4: None,
+            v6: None,
+            mtu: 1500,
+            gateway_mac: MacAddr::from_ipv4(Ipv4Addr::new(10, 0, 2, 2)),
+            host_loopback_allowed: false,
+            metadata_allowed: false,
+            broadcast_to_host: false,
+            dns_enabled: true,
+            dns_search: Vec::new(),
+            dns_servers: Vec::new(),
+            local_names: Vec::new(),
+            outbound: Outbound::default(),
+            udp_timeout: Duration::from_secs(300),
+        };
+        let host = HostView { search: vec!["host.example".into()], ..HostView::default() };
+        let of = |network: &Network, asked: Option<&[String]>| network.announcing(asked, &host).dns_search;
+        assert_eq!(of(&network, None), ["host.example"]);
+        assert_eq!(of(&network, Some(&[])), [""; 0]);
+        assert_eq!(of(&network, Some(&["own.example".into()])), ["own.example"]);
+        assert_eq!(of(&Network { dns_enabled: false, ..network }, None), [""; 0]);
     }
 }

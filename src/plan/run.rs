@@ -160,6 +160,8 @@ pub struct Attach {
     pub network: Network,
     /// The interface inside.
     pub interface: Interface,
+    /// `--dns-search`, announced by DHCP and router advertisement; `None` means the host's, an empty list none.
+    pub search: Option<Vec<String>>,
     /// What is said.
     pub logging: Logging,
     /// Where a `1` and a newline are written when the network is ready; then it is closed.

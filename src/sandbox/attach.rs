@@ -302,10 +302,7 @@ impl<'a> Service<'a> {
         let (Some(gateway), Some((kind, link))) = (&self.gateway, &self.link) else { return Ok(()) };
         let api = self.registration.bind_api()?;
         let host = self.watch.view().clone();
-        let mut network = self.plan.network.clone();
-        if network.dns_search.is_empty() {
-            network.dns_search.clone_from(&host.search);
-        }
+        let network = self.plan.network.announcing(self.plan.search.as_deref(), &host);
         let message = ToGateway::Attach { network, endpoint: endpoint(self.plan), link: *kind, host, api: true };
         gateway.connection().send(&message, &[link.as_fd(), api.as_fd()])?;
         Ok(())

@@ -403,10 +403,7 @@ impl Supervisor<'_> {
         let (Some(gateway), Some((kind, link))) = (&self.gateway, &self.link) else { return Ok(()) };
         let api = self.registration.bind_api()?;
         let host = self.watch.as_ref().map(|w| w.view().clone()).unwrap_or_default();
-        let mut network = self.plan.network.clone();
-        if self.plan.names.search.is_none() && network.dns_search.is_empty() {
-            network.dns_search.clone_from(&host.search);
-        }
+        let network = self.plan.network.announcing(self.plan.names.search.as_deref(), &host);
         let message = ToGateway::Attach { network, endpoint: endpoint(self.plan), link: *kind, host, api: true };
         gateway.connection().send(&message, &[link.as_fd(), api.as_fd()])?;
         Ok(())
