@@ -218,6 +218,24 @@ fn nobody_of_that_name_is_one_line_and_125() {
 }
 
 #[test]
+fn a_runtime_directory_that_is_set_to_nothing_is_none() {
+    let home = Home::new();
+    fs::write(home.0.join("tapline/file"), "the caller's own\n").unwrap();
+    for (runtime, is_said) in [("", false), (".", true)] {
+        let output = Command::new(env!("CARGO_BIN_EXE_tapline"))
+            .args(["run", "--net", "none", "--", "cat", "tapline/file"])
+            .current_dir(&home.0)
+            .env("XDG_RUNTIME_DIR", runtime)
+            .env("XDG_CONFIG_HOME", "/nonexistent")
+            .output()
+            .unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "the caller's own\n", "{errors}");
+        assert_eq!(errors.contains("XDG_RUNTIME_DIR"), is_said, "{errors}");
+    }
+}
+
+#[test]
 fn help_and_completions_are_printed() {
     let home = Home::new();
     assert!(home.stdout(&[]).contains("tapline run -- CMD"));

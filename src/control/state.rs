@@ -154,7 +154,8 @@ impl StateDir {
     /// The same with everything given: the runtime directory (checked, may be missing), the fallback, the inode.
     pub fn at(runtime: Option<PathBuf>, fallback: PathBuf, netns: u64) -> Result<StateDir> {
         let mut roots = Vec::new();
-        if let Some(runtime) = runtime {
+        // Set to nothing means not set (XDG base directory specification).
+        if let Some(runtime) = runtime.filter(|path| !path.as_os_str().is_empty()) {
             match check_runtime_dir(&runtime) {
                 Ok(()) => roots.push(Root { path: runtime.join("tapline"), shared: false }),
                 Err(problem) => {

@@ -131,7 +131,9 @@ pub fn run(plan: Run) -> Result<i32, SandboxError> {
 fn own_dirs(caller: Caller, registration: &Registration) -> Vec<PathBuf> {
     // <root>/<namespace>/sandboxes/<id>
     let root = registration.path().ancestors().nth(3).map(PathBuf::from);
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(|dir| PathBuf::from(dir).join("tapline"));
+    // A relative one is not used, and what it leads to from here is not ours to cover.
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let runtime = runtime.map(|dir| dir.join("tapline"));
     let mut dirs: Vec<PathBuf> =
         root.into_iter().chain(runtime).chain([PathBuf::from(format!("/tmp/tapline-{}", caller.uid))]).collect();
     dirs.sort();
