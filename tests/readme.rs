@@ -1,26 +1,139 @@
-//! Each command line, flag and address of the README is one that there is.
+//! Each command line of the README is run, each flag and address is one that there is.
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 const README: &str = include_str!("../README.md");
 
+/// Addresses that are no part of the default network, and why they stand there.
+const OTHER_ADDRESSES: [(&str, &str); 6] = [
+    ("127.0.0.1", "the host's loopback"),
+    ("::1", "the host's loopback"),
+    ("169.254.169.254", "the metadata service of most clouds"),
+    ("192.0.2.7", "for documentation (RFC 5737)"),
+    ("192.0.2.53", "for documentation (RFC 5737)"),
+    ("192.168.7.0", "a subnet that somebody may choose (RFC 1918)"),
+];
+
 /// The command lines of the console blocks, without the prompt.
-fn command_lines() -> Vec<&'static str> {
-    let lines: Vec<&str> = README.lines().filter_map(|line| line.strip_prefix("$ ")).collect();
-    assert!(lines.len() >= 10, "the README has lost its examples");
+fn command_lines() -> Vec<Vec<&'static str>> {
+    let lines: Vec<_> = README
+        .lines()
+        .filter_map(|line| line.strip_prefix("$ tapline "))
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert!(lines.len() >= 15, "the README has lost its examples");
     lines
 }
 
-#[test]
-fn every_command_line_parses() {
-    for line in command_lines() {
-        let parsed = tapline::cli::command().try_get_matches_from(line.split_whitespace());
-        assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
+/// A runtime directory of this test's own, gone with it.
+struct Home(PathBuf);
+
+impl Home {
+    fn new() -> Home {
+        use std::os::unix::fs::DirBuilderExt;
+        let path = std::env::temp_dir().join(format!("tapline-readme-{}", std::process::id()));
+        std::fs::DirBuilder::new().mode(0o700).create(&path).unwrap();
+        Home(path)
     }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tapline"));
+        command.args(words).env("XDG_RUNTIME_DIR", &self.0).env("XDG_CONFIG_HOME", &self.0).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, words: &[&str]) -> String {
+        let Output { status, stdout, stderr } = self.command(words).output().unwrap();
+        assert!(status.success(), "tapline {words:?}: {status}: {}", String::from_utf8_lossy(&stderr));
+        String::from_utf8(stdout).unwrap()
+    }
+
+    /// A sandbox that waits, and the PID of its first process.
+    fn sandbox(&self, name: &str, options: &[&str]) -> (Sandbox, String) {
+        let words: Vec<&str> =
+            ["run", "--name", name].iter().chain(options).chain(&["--", "sleep", "1000"]).copied().collect();
+        let sandbox = Sandbox(self.command(&words).stdout(Stdio::null()).spawn().unwrap());
+        let mut pid = None;
+        until(|| {
+            let listed = self.run(&["ps", "--format", "json"]);
+            let entries = listed.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+            pid = entries.filter(|entry| entry["name"] == name).find_map(|entry| entry["pid"].as_i64());
+            // `exec` works once the sandbox is made.
+            pid.is_some() && self.command(&["exec", name, "--", "true"]).output().unwrap().status.success()
+        });
+        (sandbox, pid.unwrap().to_string())
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+struct Sandbox(Child);
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn until(mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !is_so() {
+        assert!(Instant::now() < end, "not within 30 s");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn every_command_line_works() {
+    let home = Home::new();
+    let (mut web, _) = home.sandbox("web", &[]);
+    let (mut bare, bare_pid) = home.sandbox("bare", &["--net", "none"]);
+    for words in command_lines() {
+        match words[0] {
+            // As it is, up to the command, which may need the internet; then with another.
+            "run" => {
+                let options = words.iter().position(|word| *word == "--").unwrap_or(words.len());
+                let dry: Vec<&str> = ["run", "--dry-run"].iter().chain(&words[1..]).copied().collect();
+                assert!(home.run(&dry).contains("sandbox "), "{words:?}");
+                let real: Vec<&str> = words[..options].iter().chain(&["--", "true"]).copied().collect();
+                home.run(&real);
+            }
+            "attach" => {
+                assert!(!home.run(&["exec", "bare", "--", "cat", "/proc/net/dev"]).contains("tap0"));
+                let words: Vec<&str> =
+                    words.iter().map(|word| if *word == "4711" { &bare_pid } else { *word }).collect();
+                home.run(&words);
+                assert!(home.run(&["exec", "bare", "--", "cat", "/proc/net/dev"]).contains("tap0"));
+            }
+            "exec" => assert!(home.run(&words).contains("host.tapline.internal")),
+            "ps" | "inspect" => assert!(home.run(&words).contains("web")),
+            "stop" => {
+                home.run(&words);
+                assert!(!web.0.wait().unwrap().success());
+            }
+            "completions" => assert!(home.run(&words).contains("host-loopback")),
+            other => panic!("nobody knows how to try `tapline {other}`"),
+        }
+    }
+    // Whoever serves the other one ends with it.
+    home.run(&["stop", "bare"]);
+    bare.0.wait().unwrap();
+    until(|| home.run(&["ps", "--format", "json"]).is_empty());
 }
 
 #[test]
 fn every_flag_exists() {
     let description = tapline::cli::command();
-    let mut known: Vec<&str> = vec!["help", "release"];
+    // cargo's, and the benchmark's.
+    let mut known: Vec<&str> = vec!["help", "release", "example", "path", "tool"];
+    assert!(include_str!("../bench/netbench.py").contains("\"--tool\""));
     known.extend(description.get_subcommands().flat_map(|verb| verb.get_arguments()).filter_map(|arg| arg.get_long()));
     for word in README.split(|c: char| !c.is_ascii_alphanumeric() && c != '-') {
         let Some(flag) = word.strip_prefix("--").filter(|flag| !flag.is_empty() && !flag.starts_with('-')) else {
@@ -31,18 +144,35 @@ fn every_flag_exists() {
 }
 
 #[test]
-fn every_address_of_the_network_is_the_plans() {
+fn every_address_is_the_plans_or_has_a_reason() {
     let v4 = tapline::plan::Ipv4Layout::slirp(tapline::plan::subnet::DEFAULT_SUBNET).unwrap();
     let v6 = tapline::plan::Ipv6Layout::slirp(tapline::plan::subnet::DEFAULT_SUBNET6).unwrap();
-    let known: Vec<String> = [v4.gateway, v4.dns, v4.sandbox].iter().map(|ip| ip.to_string()).collect();
-    let known6: Vec<String> = [v6.gateway, v6.dns, v6.sandbox].iter().map(|ip| ip.to_string()).collect();
-    let words =
-        README.split(|c: char| !c.is_ascii_hexdigit() && !matches!(c, ':' | '.')).map(|w| w.trim_end_matches('.'));
-    let found: Vec<&str> = words.filter(|word| word.starts_with("10.0.2.") || word.starts_with("fd00::")).collect();
-    for address in known.iter().chain(&known6) {
-        assert!(found.contains(&address.as_str()), "the README does not name {address}");
+    let plans: [IpAddr; 6] =
+        [v4.gateway.into(), v4.dns.into(), v4.sandbox.into(), v6.gateway.into(), v6.dns.into(), v6.sandbox.into()];
+    let words = README.split(|c: char| !c.is_ascii_hexdigit() && !matches!(c, ':' | '.'));
+    // `db:192.0.2.7` is a name and an address.
+    let address = |word: &str| word.parse().or_else(|_| word.rsplit(':').next().unwrap_or_default().parse()).ok();
+    let found: Vec<IpAddr> = words.filter_map(|word| address(word.trim_matches('.').trim_end_matches(':'))).collect();
+    for address in plans {
+        assert!(found.contains(&address), "the README does not name {address}");
     }
-    for word in found {
-        assert!(known.iter().chain(&known6).any(|address| address == word), "{word} is not the plan's");
+    for (other, why) in OTHER_ADDRESSES {
+        assert!(found.contains(&other.parse().unwrap()), "{other} ({why}) is not in the README any more");
     }
+    for address in found {
+        let has_reason = OTHER_ADDRESSES.iter().any(|(other, _)| other.parse() == Ok(address));
+        assert!(plans.contains(&address) || has_reason, "{address} is neither the plan's nor has it a reason");
+    }
+}
+
+#[test]
+fn every_path_of_the_project_exists() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    for word in README.split(|c: char| c.is_whitespace() || c == '`') {
+        let word = word.trim_end_matches(['.', ',', ';']);
+        if ["man/", "examples/", "bench/"].iter().any(|directory| word.starts_with(directory)) {
+            assert!(root.join(word).exists(), "{word}");
+        }
+    }
+    assert!(README.contains("--example tour") && root.join("examples/tour.rs").exists());
 }
