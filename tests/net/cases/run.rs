@@ -18,6 +18,7 @@ cases! {
     the_end_of_output_is_seen_when_the_command_closes_it,
     the_commands_end_ends_what_it_left_behind,
     killed_processes_leave_nothing_behind,
+    who_only_waits_is_small,
     a_gateway_that_is_killed_is_replaced,
     a_gateway_that_dies_at_once_leaves_the_command_its_files,
     a_locked_command_has_no_power_over_its_network,
@@ -182,6 +183,23 @@ fn killed_processes_leave_nothing_behind() -> Result<(), Fault> {
         same("files left", left, vec![])?;
     }
     Ok(())
+}
+
+/// Resident memory of those who wait, shared libraries included; while they planned they had some 6 MiB each, or more in
+/// a build for debugging. What they are asked later they still answer.
+fn who_only_waits_is_small() -> Result<(), Fault> {
+    let mut console = sandbox("small", &[])?;
+    let supervisor = console.child.0.id();
+    for (who, pid) in [("supervisor", supervisor), ("agent", agent_of(supervisor)?)] {
+        let resident = || {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).map(str::to_owned);
+            line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(u64::MAX)
+        };
+        until(&format!("the {who} holds at most 4 MiB, not {} KiB", resident()), 10, || resident() <= 4096)?;
+    }
+    same("CMD goes on", console.ask(&["interfaces"])?.as_str(), "lo tap0")?;
+    same("the status is CMD's", console.end()?.code(), Some(0))
 }
 
 fn a_gateway_that_is_killed_is_replaced() -> Result<(), Fault> {
