@@ -8,7 +8,8 @@
 //! 1. wait for events (not at all while something is left to be done, else until the next timer);
 //! 2. commands of the control thread;
 //! 3. host sockets that became ready: a TCP flow becomes dirty, datagrams are taken in batches;
-//! 4. frames, at most [`FRAME_BUDGET`] a port, each handed to the gateway;
+//! 4. frames, at most [`FRAME_BUDGET`] a port, each handed to the gateway; then the datagrams among them that waited
+//!    to leave together;
 //! 5. outcomes of connects; then dirty flows are pumped, at most [`PUMP_BUDGET`] of them;
 //! 6. timers that are due.
 //!
@@ -277,6 +278,7 @@ impl Worker {
                 }
             }
         }
+        host.udp.flush(|unsent| gateway.handle_udp_unsent(now, unsent, &mut self.links));
         if let Some((key, error)) = failed {
             let id = self.ports[key].endpoint.id.clone();
             self.detach(key);

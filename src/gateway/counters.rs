@@ -108,6 +108,11 @@ impl Counters {
         self.dropped[reason as usize] += 1;
     }
 
+    /// Count several dropped frames.
+    pub fn drop_many(&mut self, reason: DropReason, frames: u64) {
+        self.dropped[reason as usize] += frames;
+    }
+
     /// How many frames were dropped for this reason.
     pub fn dropped(&self, reason: DropReason) -> u64 {
         self.dropped[reason as usize]

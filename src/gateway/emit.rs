@@ -496,6 +496,8 @@ pub(in crate::gateway) mod testing {
     pub struct Recorder {
         pub frames: Vec<(PortId, Offload, Vec<u8>)>,
         pub udp_super_segments: bool,
+        /// It has no room for data.
+        pub full: bool,
     }
 
     impl Recorder {
@@ -509,7 +511,7 @@ pub(in crate::gateway) mod testing {
 
     impl Link for Recorder {
         fn has_room(&self, _port: PortId) -> bool {
-            true
+            !self.full
         }
 
         fn takes_udp_super_segments(&self, _port: PortId) -> bool {

@@ -111,6 +111,22 @@ pub struct Datagram<'a> {
     pub dont_fragment: bool,
 }
 
+/// Datagrams for which [`Host::udp_send`] had said `Ok`, because they waited for others to leave together, and
+/// which then could not be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unsent<'a> {
+    /// Whose they were.
+    pub flow: UdpId,
+    /// Where they should have gone.
+    pub to: SocketAddr,
+    /// Why they did not.
+    pub error: HostError,
+    /// How many.
+    pub datagrams: u64,
+    /// The payload of the first.
+    pub payload: &'a [u8],
+}
+
 /// Who asked for a name, so that the answer finds back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asker {
@@ -140,7 +156,9 @@ pub trait Host {
     fn tcp_close(&mut self, flow: TcpId, reset: bool);
 
     /// Send a datagram (or a super-segment of datagrams) of a UDP flow; a socket is made at the first.
-    /// `Err` when the flow cannot have a socket at all (out of descriptors, address family unavailable).
+    /// `Err` when it cannot be sent, or the flow cannot have a socket at all (out of descriptors, address family
+    /// unavailable). A datagram that follows another of its flow may wait for more to leave together; what becomes
+    /// of it is told later, with [`Gateway::handle_udp_unsent`](super::Gateway::handle_udp_unsent), if it fails.
     fn udp_send(&mut self, flow: UdpId, to: SocketAddr, datagram: Datagram<'_>) -> Result<(), HostError>;
 
     /// The flow has expired; close its socket.

@@ -46,7 +46,7 @@ use smoltcp::wire::IpProtocol;
 
 use crate::plan::{Endpoint, HostView, MacAddr, Network};
 use counters::{Counters, DropReason};
-use link::{Asker, EchoId, Host, HostError, Link, Offload, Peer, PortId, TcpId, UdpId};
+use link::{Asker, EchoId, Host, HostError, Link, Offload, Peer, PortId, TcpId, UdpId, Unsent};
 use packet::{ETHERNET_HEADER, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, Parsed};
 
 /// What every part of the gateway may look at: the network, the host, who is on which port, and the counters.
@@ -297,6 +297,11 @@ impl Gateway {
         link: &mut impl Link,
     ) {
         self.udp.handle_datagram(now, &mut self.segment, flow, from, payload, segment, tos, link);
+    }
+
+    /// Datagrams that had waited on the host's side to leave together could not be sent.
+    pub fn handle_udp_unsent(&mut self, now: Instant, unsent: Unsent<'_>, link: &mut impl Link) {
+        self.udp.handle_unsent(now, &mut self.segment, unsent, link);
     }
 
     /// The host's error queue had an ICMP error for a datagram that this flow had sent to `to`.

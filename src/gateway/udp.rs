@@ -35,7 +35,7 @@ use super::{
     counters::DropReason,
     dhcp, emit,
     icmp::{self, IcmpError},
-    link::{Asker, Datagram, Gso, Host, HostError, Link, Peer, PortId, UdpId},
+    link::{Asker, Datagram, Gso, Host, HostError, Link, Peer, PortId, UdpId, Unsent},
     packet::Packet,
 };
 use crate::policy::{self, Refusal};
@@ -173,11 +173,7 @@ impl UdpTable {
                 if let Some(error) = host_error(error) {
                     icmp::send_error(now, segment, packet.peer, None, error, packet.bytes, link);
                 }
-                Err(match (error, known) {
-                    (HostError::Exhausted, None) => DropReason::FlowLimit,
-                    (HostError::Exhausted, Some(_)) => DropReason::NoRoom,
-                    _ => DropReason::HostError,
-                })
+                Err(send_failure(error, known.is_none()))
             }
         }
     }
@@ -247,7 +243,8 @@ impl UdpTable {
         let idle = if found.only_dns { Idle::Short } else { Idle::Long };
         self.flows.touch(now, flow.index, idle);
         if !link.has_room(peer.port) {
-            return segment.counters.drop(DropReason::NoRoom);
+            let datagrams = if segment_size == 0 { 1 } else { payload.len().div_ceil(usize::from(segment_size)) };
+            return segment.counters.drop_many(DropReason::NoRoom, datagrams as u64);
         }
         let from = SocketAddr::new(named, from.port());
         send_to_sandbox(segment, peer, from, to, payload, segment_size, tos, link);
@@ -268,15 +265,22 @@ impl UdpTable {
     ) {
         let Some(found) = self.flows.at(flow.index, flow.generation) else { return };
         let Some(named) = found.peers.named(to) else { return segment.counters.drop(DropReason::Unsolicited) };
-        let length = u16::try_from(HEADER + payload.len()).unwrap_or(u16::MAX);
-        let mut header = [0; HEADER];
-        header[..2].copy_from_slice(&found.source.port().to_be_bytes());
-        header[2..4].copy_from_slice(&to.port().to_be_bytes());
-        header[4..6].copy_from_slice(&length.to_be_bytes());
-        let Some(quote) = Quote::new(found.source.ip(), named, IpProtocol::Udp, header, 6, payload) else { return };
+        let Some(quote) = quote(found.source, SocketAddr::new(named, to.port()), payload) else { return };
         let peer = found.peer;
         let offender = offender_as_named(segment, offender, named, to.ip());
         icmp::send_error(now, segment, peer, offender, error, quote.bytes(), link);
+    }
+
+    /// Datagrams that had waited to leave together could not be sent: what the sandbox would have been told at
+    /// once.
+    pub fn handle_unsent(&mut self, now: Instant, segment: &mut Segment, unsent: Unsent<'_>, link: &mut impl Link) {
+        segment.counters.drop_many(send_failure(unsent.error, false), unsent.datagrams);
+        let Some(found) = self.flows.at(unsent.flow.index, unsent.flow.generation) else { return };
+        let (Some(error), Some(named)) = (host_error(unsent.error), found.peers.named(unsent.to)) else { return };
+        let to = SocketAddr::new(named, unsent.to.port());
+        if let Some(quote) = quote(found.source, to, unsent.payload) {
+            icmp::send_error(now, segment, found.peer, None, error, quote.bytes(), link);
+        }
     }
 
     /// When the next flow may expire.
@@ -289,6 +293,26 @@ impl UdpTable {
         while let Some(index) = self.flows.expired(now) {
             self.end(index, host);
         }
+    }
+}
+
+/// A sandbox's datagram written again, to be quoted.
+fn quote(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Option<Quote> {
+    let length = u16::try_from(HEADER + payload.len()).unwrap_or(u16::MAX);
+    let mut header = [0; HEADER];
+    header[..2].copy_from_slice(&from.port().to_be_bytes());
+    header[2..4].copy_from_slice(&to.port().to_be_bytes());
+    header[4..6].copy_from_slice(&length.to_be_bytes());
+    Quote::new(from.ip(), to.ip(), IpProtocol::Udp, header, 6, payload)
+}
+
+/// What a datagram that the host would not send is counted as. A new flow for which there is nothing left is not
+/// begun; one that is there has met a full socket.
+fn send_failure(error: HostError, is_new: bool) -> DropReason {
+    match error {
+        HostError::Exhausted if is_new => DropReason::FlowLimit,
+        HostError::Exhausted => DropReason::NoRoom,
+        _ => DropReason::HostError,
     }
 }
 
@@ -636,6 +660,57 @@ mod tests {
                 assert_eq!(test.dropped(DropReason::HostError), 1);
             }
         }
+    }
+
+    #[test]
+    fn what_could_not_be_sent_later_is_told_as_if_it_had_been_at_once() {
+        let payload = [7; 1400];
+        for (error, v4, v6, reason) in [
+            (HostError::NetUnreachable, Some((3, 0, 0)), Some((1, 0, 0)), DropReason::HostError),
+            (HostError::TooBig(1300), Some((3, 4, 1300)), Some((2, 0, 1300)), DropReason::HostError),
+            (HostError::Exhausted, None, None, DropReason::NoRoom),
+        ] {
+            for (from, named, to, expected) in [
+                (A, "10.0.2.2:9", format!("{HOST_V4}:9"), v4),
+                (A6, "[2001:db8::1]:9", "[2001:db8::1]:9".to_owned(), v6),
+            ] {
+                let mut at_once = Test::new();
+                at_once.udp(from, named, &payload);
+                let flow = at_once.host.udp[0].flow;
+                at_once.host.fail = [error].into();
+                at_once.udp(from, named, &payload);
+                let mut later = Test::new();
+                later.udp(from, named, &payload);
+                let unsent = Unsent { flow, to: at(&to), error, datagrams: 3, payload: &payload };
+                later.gateway.handle_udp_unsent(later.now, unsent, &mut later.link);
+                assert_eq!((at_once.dropped(reason), later.dropped(reason)), (1, 3));
+                let Some(expected) = expected else {
+                    assert!(at_once.link.frames.is_empty() && later.link.frames.is_empty());
+                    continue;
+                };
+                let (told_at_once, told_later) = (at_once.error(), later.error());
+                assert_eq!((told_later.1, told_later.2, told_later.3), expected);
+                assert_eq!((told_at_once.0, told_at_once.1), (told_later.0, told_later.1));
+                // Addresses, ports, length: the hop limit and what hangs on it differ.
+                let header = if from == A { 12 } else { 8 };
+                let rest = told_at_once.4.len().min(told_later.4.len());
+                assert!(rest > 500 && told_at_once.4[header..rest] == told_later.4[header..rest]);
+                let gone = Unsent { flow: UdpId { generation: flow.generation + 1, ..flow }, ..unsent };
+                later.gateway.handle_udp_unsent(later.now, gone, &mut later.link);
+                assert!(later.link.frames.is_empty(), "nobody is left to be told");
+            }
+        }
+    }
+
+    #[test]
+    fn each_datagram_that_a_full_link_costs_is_counted() {
+        let mut test = Test::new();
+        test.udp(A, "192.0.2.1:9", b"x");
+        test.link.full = true;
+        answer(&mut test, "192.0.2.1:9", b"x");
+        let flow = test.host.udp[0].flow;
+        test.gateway.handle_udp(test.now, flow, at("192.0.2.1:9"), &[0; 2001], 1000, 0, &mut test.link);
+        assert_eq!((test.dropped(DropReason::NoRoom), test.link.frames.len()), (4, 0));
     }
 
     #[test]

@@ -10,7 +10,9 @@
 //!
 //! Sending: TTL, type of service and the don't-fragment bit are the socket's options, set when a datagram wants
 //! them otherwise than the one before. A super-segment goes out with UDP_SEGMENT; where the kernel will not have
-//! that (a path with a small MTU, an old kernel), one datagram at a time. An ICMP error pending on the socket
+//! that (a path with a small MTU, an old kernel), one datagram at a time. Single datagrams that follow each other
+//! within a round wait for one another and leave likewise, at the latest with [`UdpHost::flush`], which also tells
+//! what could not be sent of them: see `outbox`. An ICMP error pending on the socket
 //! fails one send, for whatever destination, and is cleared by failing it: the send is made again. What the
 //! error said waits in the error queue and comes out when the event loop reports it.
 //!
@@ -29,13 +31,12 @@ use mio::{Registry, Token};
 
 use super::addr::{HostAddresses, host_error};
 use super::errqueue::{self, HostIcmp};
+use super::outbox::{Outbox, SEGMENTS, Waiting, Way};
 use super::socket::OutSocket;
-use crate::gateway::link::{Datagram, HostError, UdpId};
+use crate::gateway::link::{Datagram, HostError, UdpId, Unsent};
 use crate::plan::{HostView, Outbound};
 use crate::sys::dgram::{BATCH, Batch, SocketOption};
 
-/// Most datagrams in a super-segment (UDP_MAX_SEGMENTS of Linux 4.18 to 6.8; later ones take 128).
-const SEGMENTS: usize = 64;
 /// Pending errors taken in one call of [`UdpHost::handle_ready`] before others get their turn.
 const MOST_ERRORS: usize = 16;
 
@@ -72,6 +73,8 @@ struct Slot {
     outward: Option<Box<OutSocket>>,
     /// For the host itself, where the outward socket has a chosen source.
     local: Option<Box<OutSocket>>,
+    /// Datagrams of this size or more were not taken joined: the path's MTU is smaller. 0 when all were.
+    unjoinable: usize,
 }
 
 /// The sockets of a worker's UDP flows.
@@ -84,6 +87,7 @@ pub struct UdpHost {
     open: usize,
     limit: usize,
     offload: bool,
+    outbox: Outbox,
 }
 
 impl UdpHost {
@@ -99,6 +103,7 @@ impl UdpHost {
             open: 0,
             limit,
             offload: true,
+            outbox: Outbox::new(),
         }
     }
 
@@ -113,16 +118,87 @@ impl UdpHost {
     }
 
     /// Send a datagram or super-segment of a flow: see [`Host::udp_send`](crate::gateway::link::Host::udp_send).
+    /// A datagram that follows one of the same kind may wait for others: call [`flush`](Self::flush) before the
+    /// next wait for events.
     pub fn send(&mut self, flow: UdpId, to: SocketAddr, datagram: Datagram<'_>) -> Result<(), HostError> {
         let local = self.outbound.is_some() && self.addresses.is_local(to.ip());
-        self.socket(flow, to.ip(), local).map_err(|error| host_error(&error))?;
-        let offload = self.offload;
-        let outbound = if local { None } else { self.outbound.as_ref() };
-        let slot = &mut self.slots[flow.index as usize];
-        let place = if local { &mut slot.local } else { &mut slot.outward };
+        let way = Way::new(flow, to, local, &datagram);
+        let len = datagram.payload.len();
+        if self.may_wait(&way, &datagram) {
+            if !self.outbox.has_place_for(len) {
+                self.send_waiting();
+            }
+            // Unless that failed.
+            if self.outbox.last() == Some(way) {
+                if self.outbox.push(datagram.payload) {
+                    self.send_waiting();
+                }
+                return Ok(());
+            }
+        }
+        self.send_waiting();
+        self.outbox.set_last(None);
+        self.send_now(&way, &datagram)?;
+        self.outbox.set_last(Some(way));
+        Ok(())
+    }
+
+    /// Does a datagram follow one that went the same way, and would the kernel take them joined?
+    fn may_wait(&self, way: &Way, datagram: &Datagram<'_>) -> bool {
+        let (len, index) = (datagram.payload.len(), way.flow.index as usize);
+        self.outbox.last() == Some(*way)
+            && self.offload
+            && datagram.segment == 0
+            && Outbox::suits(len)
+            && self.slots.get(index).is_some_and(|slot| slot.unjoinable == 0 || len < slot.unjoinable)
+    }
+
+    fn send_now(&mut self, way: &Way, datagram: &Datagram<'_>) -> Result<(), HostError> {
+        self.socket(way.flow, way.to.ip(), way.local).map_err(|error| host_error(&error))?;
+        let (offload, to) = (self.offload, way.to);
+        let outbound = if way.local { None } else { self.outbound.as_ref() };
+        let slot = &mut self.slots[way.flow.index as usize];
+        let place = if way.local { &mut slot.local } else { &mut slot.outward };
         let Some(socket) = place else { return Err(HostError::Exhausted) };
-        let sent = socket.prepare(&datagram).and_then(|()| transmit(socket, to, &datagram, offload));
+        let sent = socket.prepare(datagram).and_then(|()| transmit(socket, to, datagram, offload));
         sent.map_err(|error| socket.explain(&error, to.ip(), outbound))
+    }
+
+    /// Send what waits. What cannot be sent is kept for [`flush`](Self::flush) to tell.
+    fn send_waiting(&mut self) {
+        let UdpHost { outbox, slots, outbound, .. } = self;
+        let Some(Waiting { way, bytes, size, failures }) = outbox.waiting() else { return };
+        let slot = &mut slots[way.flow.index as usize];
+        let place = if way.local { &mut slot.local } else { &mut slot.outward };
+        // It was there for the datagram before, and closing it sends what waits first.
+        let Some(socket) = place else { return outbox.clear() };
+        let outbound = if way.local { None } else { outbound.as_ref() };
+        let segment = if bytes.len() > size { size as u16 } else { 0 }; // the buffer is smaller than 65,536
+        let sent = socket.prepare(&way.datagram(bytes)).and_then(|()| socket.send(way.to, [bytes, &[]], segment));
+        match sent {
+            Ok(()) => {}
+            Err(error) if segment == 0 || error.kind() == io::ErrorKind::WouldBlock => {
+                failures.push(&way, socket.explain(&error, way.to.ip(), outbound), bytes.chunks(size));
+            }
+            Err(error) => {
+                if matches!(error.raw_os_error(), Some(libc::EMSGSIZE | libc::EINVAL | libc::EIO | libc::EOPNOTSUPP)) {
+                    slot.unjoinable = size;
+                }
+                for one in bytes.chunks(size) {
+                    if let Err(error) = socket.send(way.to, [one, &[]], 0) {
+                        failures.push(&way, socket.explain(&error, way.to.ip(), outbound), [one].into_iter());
+                    }
+                }
+            }
+        }
+        outbox.clear();
+    }
+
+    /// The round is over: send what waits, and hand over what could not be sent since the last time.
+    pub fn flush(&mut self, sink: impl FnMut(Unsent<'_>)) {
+        self.send_waiting();
+        self.outbox.set_last(None);
+        self.outbox.take_failures(sink);
     }
 
     /// See that a flow has the socket it needs.
@@ -156,10 +232,15 @@ impl UdpHost {
     fn clear(&mut self, index: usize) {
         let slot = &mut self.slots[index];
         self.open -= usize::from(slot.outward.take().is_some()) + usize::from(slot.local.take().is_some());
+        slot.unjoinable = 0;
     }
 
     /// The flow has ended.
     pub fn close(&mut self, flow: UdpId) {
+        if self.outbox.last().is_some_and(|way| way.flow == flow) {
+            self.send_waiting();
+            self.outbox.set_last(None);
+        }
         let index = flow.index as usize;
         if self.slots.get(index).is_some_and(|slot| slot.generation == flow.generation) {
             self.clear(index);
@@ -328,6 +409,7 @@ mod tests {
             for len in [0, 1, largest] {
                 let payload: Vec<u8> = (0..len).map(|i| i as u8).collect();
                 test.host.send(FLOW, to, datagram(&payload)).unwrap();
+                assert_eq!(flush(&mut test), []);
                 let (n, from) = server.recv_from(&mut buffer).unwrap();
                 assert!(buffer[..n] == payload[..], "{len} bytes arrived as {n}");
                 server.send_to(&buffer[..n], from).unwrap();
@@ -478,5 +560,203 @@ mod tests {
             assert_eq!(result, Err(HostError::NetUnreachable), "{outside}");
             test.host.close(FLOW);
         }
+    }
+
+    /// What has come so far, as bytes.
+    fn arrived(server: &UdpSocket) -> Vec<Vec<u8>> {
+        server.set_nonblocking(true).unwrap();
+        let mut buffer = vec![0; 70_000];
+        // Over loopback a datagram has arrived when it has been sent.
+        std::iter::from_fn(|| server.recv(&mut buffer).ok().map(|n| buffer[..n].to_vec())).collect()
+    }
+
+    fn flush(test: &mut Test) -> Vec<(UdpId, SocketAddr, HostError, u64, Vec<u8>)> {
+        let mut unsent = Vec::new();
+        test.host.flush(|u| unsent.push((u.flow, u.to, u.error, u.datagrams, u.payload.to_vec())));
+        unsent
+    }
+
+    #[test]
+    fn the_first_leaves_at_once_and_what_follows_in_order_with_the_round() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let mut test = Test::new(&Outbound::default(), 8);
+            let (server, to) = server(address);
+            let sizes = [1400, 1400, 1400, 900, 900, 1000, 1, 0, 0, 7, 7, 65_507, 30_000, 30_000, 3];
+            let payloads: Vec<Vec<u8>> = sizes.iter().zip(0..).map(|(size, i)| vec![i; *size]).collect();
+            test.host.send(FLOW, to, datagram(&payloads[0])).unwrap();
+            assert_eq!(arrived(&server).len(), 1, "nobody waits for the first");
+            test.host.send(FLOW, to, datagram(&payloads[1])).unwrap();
+            assert_eq!(arrived(&server).len(), 0, "the second waits");
+            assert_eq!(flush(&mut test), []);
+            assert_eq!(arrived(&server), [payloads[1].clone()]);
+            let mut got = Vec::new();
+            for payload in &payloads {
+                test.host.send(FLOW, to, datagram(payload)).unwrap();
+                got.append(&mut arrived(&server));
+            }
+            assert_eq!(flush(&mut test), []);
+            got.append(&mut arrived(&server));
+            assert!(got == payloads, "{:?}", got.iter().map(Vec::len).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn datagrams_of_one_size_leave_joined() {
+        let mut sender = Test::new(&Outbound::default(), 8);
+        let mut receiver = Test::new(&Outbound::default(), 8);
+        let (server, to) = server("127.0.0.1:0");
+        receiver.host.send(FLOW, to, datagram(b"hello")).unwrap();
+        let to = server.recv_from(&mut [0; 16]).unwrap().1;
+        // The first alone, two, two and a shorter one, a longer one: what came is seen as it was sent.
+        for size in [500, 400, 400, 500, 500, 100, 600] {
+            sender.host.send(FLOW, to, datagram(&vec![1; size])).unwrap();
+        }
+        assert_eq!(flush(&mut sender), []);
+        receiver.wait(|t| t.datagrams.last().is_some_and(|d| d.1.len() == 600));
+        let seen: Vec<(usize, u16)> = receiver.datagrams.iter().map(|d| (d.1.len(), d.2)).collect();
+        assert_eq!(seen, [(500, 0), (800, 400), (1100, 500), (600, 0)]);
+        receiver.datagrams.clear();
+        for i in 0..100 {
+            sender.host.send(FLOW, to, datagram(&[i; 1400])).unwrap();
+        }
+        assert_eq!(flush(&mut sender), []);
+        let bytes = |t: &Test| t.datagrams.iter().map(|d| d.1.len()).sum::<usize>();
+        receiver.wait(|t| bytes(t) == 100 * 1400);
+        let seen: Vec<usize> = receiver.datagrams.iter().map(|d| d.1.len() / 1400).collect();
+        assert_eq!(seen, [1, 46, 46, 7], "65,000 bytes are the most");
+        let order: Vec<u8> = receiver.datagrams.iter().flat_map(|d| d.1.chunks(1400).map(|c| c[0])).collect();
+        assert_eq!(order, (0..100).collect::<Vec<u8>>());
+    }
+
+    #[test]
+    fn what_goes_another_way_overtakes_nothing() {
+        let mut test = Test::new(&Outbound::default(), 8);
+        let (a, to_a) = server("127.0.0.1:0");
+        let (b, to_b) = server("127.0.0.2:0");
+        let other = UdpId { index: 0, generation: 1 };
+        let plain = datagram(b"");
+        let ways = [
+            (FLOW, to_a, plain),
+            (other, to_a, plain),
+            (FLOW, to_b, plain),
+            (FLOW, to_a, Datagram { tos: 8, ..plain }),
+            (FLOW, to_a, Datagram { hop_limit: 9, ..plain }),
+            (FLOW, to_a, Datagram { dont_fragment: true, ..plain }),
+            (FLOW, to_a, Datagram { segment: 2, ..plain }),
+        ];
+        let mut number = 0;
+        let mut sent = Vec::new();
+        for one in ways {
+            for another in ways {
+                for (flow, to, kind) in [one, one, another, another, one] {
+                    number += 1u32;
+                    let payload = number.to_be_bytes();
+                    test.host.send(flow, to, Datagram { payload: &payload, ..kind }).unwrap();
+                    let parts = if kind.segment == 0 { 4 } else { 2 };
+                    sent.extend(payload.chunks(parts).map(|part| (to, part.to_vec())));
+                }
+            }
+        }
+        assert_eq!(flush(&mut test), []);
+        for (server, to) in [(a, to_a), (b, to_b)] {
+            let expected: Vec<_> = sent.iter().filter(|s| s.0 == to).map(|s| s.1.clone()).collect();
+            assert_eq!(arrived(&server), expected);
+        }
+    }
+
+    #[test]
+    fn two_flows_in_turn_wait_for_nothing() {
+        let mut test = Test::new(&Outbound::default(), 8);
+        let (server, to) = server("127.0.0.1:0");
+        let other = UdpId { index: 0, generation: 1 };
+        for i in 0..6 {
+            test.host.send(if i % 2 == 0 { FLOW } else { other }, to, datagram(&[i])).unwrap();
+            assert_eq!(arrived(&server), [vec![i]]);
+        }
+    }
+
+    #[test]
+    fn a_flow_that_ends_leaves_nothing_behind() {
+        let mut test = Test::new(&Outbound::default(), 8);
+        let (server, to) = server("127.0.0.1:0");
+        for i in 0..3 {
+            test.host.send(FLOW, to, datagram(&[i])).unwrap();
+        }
+        test.host.close(FLOW);
+        assert_eq!(arrived(&server), [[0], [1], [2]]);
+        let next = UdpId { generation: FLOW.generation + 1, ..FLOW };
+        test.host.send(next, to, datagram(&[3])).unwrap();
+        assert_eq!((arrived(&server), test.host.open_sockets()), (vec![vec![3]], 1));
+    }
+
+    #[test]
+    fn what_waited_and_could_not_be_sent_is_told_and_costs_nobody_else() {
+        if in_namespace("host::udp::tests::what_waited_and_could_not_be_sent_is_told_and_costs_nobody_else", 1500) {
+            return;
+        }
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let mut test = Test::new(&Outbound::default(), 8);
+            let (server, to) = server(address);
+            let whole = |payload| Datagram { dont_fragment: true, ..datagram(payload) };
+            let (small, large) = ([1; 900], [2; 1600]);
+            test.host.send(FLOW, to, whole(&small)).unwrap();
+            for payload in [&large[..], &large, &large, &small] {
+                assert_eq!(test.host.send(FLOW, to, whole(payload)), Ok(()), "it waits");
+            }
+            assert_eq!(arrived(&server), [&small, &small]);
+            assert_eq!(test.host.send(FLOW, to, whole(&large)), Err(HostError::TooBig(1500)), "and then no more");
+            assert_eq!(flush(&mut test), [(FLOW, to, HostError::TooBig(1500), 3, large.to_vec())]);
+            assert_eq!(flush(&mut test), []);
+            // One that waits alone.
+            test.host.send(FLOW, to, whole(&small)).unwrap();
+            test.host.slots[FLOW.index as usize].unjoinable = 0;
+            test.host.send(FLOW, to, whole(&large)).unwrap();
+            assert_eq!(flush(&mut test), [(FLOW, to, HostError::TooBig(1500), 1, large.to_vec())]);
+            assert_eq!(arrived(&server), [&small]);
+        }
+    }
+
+    #[test]
+    fn larger_than_the_paths_mtu_they_leave_one_by_one_in_fragments() {
+        if in_namespace("host::udp::tests::larger_than_the_paths_mtu_they_leave_one_by_one_in_fragments", 1500) {
+            return;
+        }
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let mut test = Test::new(&Outbound::default(), 8);
+            let (server, to) = server(address);
+            for i in 0..4 {
+                test.host.send(FLOW, to, datagram(&[i; 2000])).unwrap();
+            }
+            assert_eq!(flush(&mut test), []);
+            assert!(arrived(&server) == (0..4).map(|i| vec![i; 2000]).collect::<Vec<_>>(), "{address}");
+            for i in 0..3 {
+                test.host.send(FLOW, to, datagram(&[i; 2000])).unwrap();
+                assert_eq!(arrived(&server).len(), 1, "no longer tried");
+            }
+            for _ in 0..3 {
+                test.host.send(FLOW, to, datagram(&[9; 1000])).unwrap();
+            }
+            assert_eq!(arrived(&server).len(), 0, "smaller ones wait");
+            assert_eq!(flush(&mut test), []);
+            assert_eq!(arrived(&server).len(), 3);
+        }
+    }
+
+    #[test]
+    fn an_error_for_an_earlier_datagram_costs_none_of_those_that_wait() {
+        let mut test = Test::new(&Outbound::default(), 8);
+        let (server, to) = server("127.0.0.1:0");
+        let refused = closed("127.0.0.1:0");
+        for i in 0..20 {
+            test.host.send(FLOW, refused, datagram(b"lost")).unwrap();
+            for _ in 0..5 {
+                test.host.send(FLOW, to, datagram(&[i; 100])).unwrap();
+            }
+            for _ in 0..3 {
+                test.host.send(FLOW, refused, datagram(b"lost")).unwrap();
+            }
+        }
+        assert_eq!(flush(&mut test), []);
+        assert!(arrived(&server) == (0..100).map(|i| vec![i / 5; 100]).collect::<Vec<_>>());
     }
 }
