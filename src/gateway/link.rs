@@ -187,6 +187,8 @@ pub enum HostError {
     Prohibited,
     /// Larger than the path's MTU, which is given in bytes, with don't-fragment set (EMSGSIZE).
     TooBig(u32),
+    /// A router on the way had to drop the SYN because its hop limit was used up (ICMP time exceeded).
+    HopLimitExceeded,
     /// Nobody answered (ETIMEDOUT).
     TimedOut,
     /// The connection broke (ECONNRESET, EPIPE and the rest).

@@ -404,6 +404,7 @@ pub(super) fn host_error(error: HostError) -> Option<IcmpError> {
         HostError::Refused => Some(IcmpError::PortUnreachable),
         HostError::NetUnreachable => Some(IcmpError::NetUnreachable),
         HostError::HostUnreachable | HostError::TimedOut => Some(IcmpError::HostUnreachable),
+        HostError::HopLimitExceeded => Some(IcmpError::HopLimitExceeded),
         HostError::Prohibited | HostError::Unsupported => Some(IcmpError::Prohibited),
         HostError::TooBig(mtu) => Some(IcmpError::PacketTooBig(mtu)),
         HostError::Reset | HostError::Exhausted => None,

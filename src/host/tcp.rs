@@ -31,6 +31,8 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::errqueue;
+use crate::gateway::icmp::IcmpError;
 use crate::gateway::link::{HostError, TcpId};
 use crate::gateway::tcp::flow::{HostStream, Transfer};
 use crate::plan::Outbound;
@@ -271,7 +273,14 @@ impl Stream {
             Ok(Some(error)) | Err(error) => error,
         };
         self.connecting = false;
-        Some((Err(host_error(&error)), None))
+        // What the errno leaves out: who said so, and whether it was only the hop limit (traceroute -T).
+        let mut told = (host_error(&error), None);
+        errqueue::drain(self.socket.as_fd(), |icmp| {
+            if let Some(error) = icmp_outcome(icmp.error) {
+                told = (error, icmp.offender);
+            }
+        });
+        Some((Err(told.0), told.1))
     }
 }
 
@@ -332,6 +341,17 @@ impl HostStream for Stream {
 
 fn interest(writing: bool) -> Interest {
     if writing { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE }
+}
+
+/// What an ICMP error that a SYN met means for the connect; `None` where errno says as much.
+fn icmp_outcome(error: IcmpError) -> Option<HostError> {
+    match error {
+        IcmpError::HopLimitExceeded => Some(HostError::HopLimitExceeded),
+        IcmpError::NetUnreachable => Some(HostError::NetUnreachable),
+        IcmpError::HostUnreachable => Some(HostError::HostUnreachable),
+        IcmpError::Prohibited => Some(HostError::Prohibited),
+        _ => None,
+    }
 }
 
 /// What a sandbox can be told of an error of connect(2).

@@ -351,6 +351,7 @@ impl TcpTable {
             Err(error) => {
                 let error = match error {
                     HostError::HostUnreachable => IcmpError::HostUnreachable,
+                    HostError::HopLimitExceeded => IcmpError::HopLimitExceeded,
                     HostError::Prohibited => IcmpError::Prohibited,
                     HostError::TooBig(mtu) => IcmpError::PacketTooBig(mtu),
                     _ => IcmpError::NetUnreachable,

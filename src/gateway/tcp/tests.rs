@@ -259,6 +259,8 @@ struct Sim {
     client_spared: bool,
     /// What a connect on the host has for an outcome; `None` leaves it under way.
     outcome: Option<Result<(), HostError>>,
+    /// Who that outcome's ICMP error came from.
+    offender: Option<IpAddr>,
     mac: MacAddr,
 }
 
@@ -307,6 +309,7 @@ impl Sim {
             trouble,
             client_spared: false,
             outcome: Some(Ok(())),
+            offender: None,
             mac,
         }
     }
@@ -358,7 +361,8 @@ impl Sim {
                 continue;
             }
             if let Some(outcome) = self.outcome
-                && self.gateway.handle_tcp_outcome(self.now, id, outcome, None, &mut self.link) == Outcome::Open
+                && self.gateway.handle_tcp_outcome(self.now, id, outcome, self.offender, &mut self.link)
+                    == Outcome::Open
             {
                 self.streams.insert(id, FakeStream { takes: usize::MAX, ..FakeStream::default() });
             }
@@ -483,6 +487,19 @@ fn refused_connect_reaches_the_sandbox_as_rst() {
     let client = sim.connect("192.0.2.1:80");
     sim.run_until("refused", |s| s.client(client).state() == tcp::State::Closed);
     assert!(sim.now - sim.start < Duration::from_millis(500), "at once");
+    assert_eq!(sim.gateway.flows().0, 0);
+}
+
+/// traceroute -T: the router that dropped the SYN is named to the sandbox, not the gateway.
+#[test]
+fn a_hop_limit_that_is_used_up_is_told_with_the_true_routers_address() {
+    let mut sim = Sim::new(1500, Trouble::none());
+    sim.outcome = Some(Err(HostError::HopLimitExceeded));
+    sim.offender = Some("203.0.113.9".parse().unwrap());
+    sim.connect("192.0.2.1:80");
+    let told =
+        |sim: &mut Sim| sim.device.incoming.iter().any(|p| p[12..16] == [203, 0, 113, 9] && p[20..22] == [11, 0]);
+    sim.run_until("told", told);
     assert_eq!(sim.gateway.flows().0, 0);
 }
 
