@@ -161,6 +161,8 @@ pub(super) fn send_link(supervisor: &OwnedFd, interface: &Interface, network: &N
         });
         let done = link::configure(name, *mac, network.mtu, v4, v6).map_err(|e| e.to_string())?;
         notify(supervisor, done.notices)?;
+    } else {
+        link::leave_to_others(name).map_err(|e| e.to_string())?;
     }
     let message = FromAgent::Link { kind: made.kind, notice: made.notice };
     wire::send(supervisor, &message, &[made.fd.as_fd()]).map_err(|e| e.to_string())

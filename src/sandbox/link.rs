@@ -160,6 +160,18 @@ fn prepare(netlink: &mut Netlink, ifname: &str, mac: MacAddr, mtu: u16, up: Opti
     }
 }
 
+/// Leave the interface as the kernel makes one, for somebody else to configure: down, so that it gets no address
+/// from a router advertisement before they begin, and with a link-local address of its own once it is up, so that
+/// it asks for one then.
+pub fn leave_to_others(ifname: &str) -> Result<(), LinkError> {
+    let mut netlink = Netlink::open()?;
+    let index = netlink.link(ifname)?.index;
+    netlink.change_link(index, &LinkChange { up: Some(false), ..LinkChange::default() })?;
+    // Refused by a kernel without IPv6.
+    let _ = netlink.set_addr_gen_mode_eui64(index);
+    Ok(())
+}
+
 /// Make a veth pair whose other half lies in a namespace of its own, and a packet socket on that half.
 fn make_veth(ifname: &str, mac: MacAddr, mtu: u16) -> Result<OwnedFd, LinkError> {
     if !valid_ifname(ifname) {
@@ -415,6 +427,33 @@ mod tests {
     #[test]
     fn tap_is_configured_and_usable_at_once() {
         in_namespace(|| check_configured(LinkChoice::Tap));
+    }
+
+    #[test]
+    fn an_interface_that_others_configure_is_down_and_the_kernels_own_way() {
+        for choice in [LinkChoice::Tap, LinkChoice::Packet] {
+            in_namespace(move || {
+                let _link = make_link(choice, "tl0", MAC, 1500).map_err(text)?;
+                leave_to_others("tl0").map_err(text)?;
+                let mut netlink = Netlink::open().map_err(text)?;
+                let link = netlink.link("tl0").map_err(text)?;
+                if link.up {
+                    return Err(format!("{choice:?}: {link:?}"));
+                }
+                netlink
+                    .change_link(link.index, &LinkChange { up: Some(true), ..LinkChange::default() })
+                    .map_err(text)?;
+                // The kernel makes it when it has seen the carrier, a moment later.
+                let own = |a: &Address| a.index == link.index && a.ip.to_string().starts_with("fe80");
+                for _ in 0..CARRIER_RETRIES {
+                    if netlink.addresses().map_err(text)?.iter().any(own) {
+                        return Ok(());
+                    }
+                    sleep(CARRIER_PAUSE);
+                }
+                Err(format!("{choice:?}: no link-local address"))
+            });
+        }
     }
 
     #[test]

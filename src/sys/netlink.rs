@@ -214,11 +214,21 @@ impl Netlink {
 
     /// Have the kernel give the link no IPv6 link-local address of its own making.
     pub fn set_addr_gen_mode_none(&mut self, index: u32) -> Result<(), NetlinkError> {
+        self.set_addr_gen_mode(index, In6AddrGenMode::None)
+    }
+
+    /// Let the kernel make the link-local address from the MAC (its default), for those who configure the
+    /// interface themselves.
+    pub fn set_addr_gen_mode_eui64(&mut self, index: u32) -> Result<(), NetlinkError> {
+        self.set_addr_gen_mode(index, In6AddrGenMode::Eui64)
+    }
+
+    fn set_addr_gen_mode(&mut self, index: u32, mode: In6AddrGenMode) -> Result<(), NetlinkError> {
         let mut message = LinkMessage::default();
         message.header.index = index;
-        let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+        let mode = AfSpecInet6::AddrGenMode(mode);
         message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]));
-        let what = || format!("switch off the link-local address of interface {index}");
+        let what = || format!("say how interface {index} gets its link-local address");
         self.request(what, RouteNetlinkMessage::SetLink(message), 0)
     }
 
