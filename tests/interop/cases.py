@@ -54,7 +54,7 @@ def http_by_name(lab):
 @case
 def a_hundred_megabytes_down_and_up(lab):
     for address in (FAR4, FAR6):
-        out = lab.inside(f"set -o pipefail 2>/dev/null; {CURL} {url(address, 'big')} | sha256sum")
+        out = lab.inside(f"{CURL} {url(address, 'big')} | sha256sum")
         has(out, lab.big_digest)
         out = lab.inside(f"{CURL} -T {lab.big} {url(address, 'big')}")
         check(out == lab.big_digest, f"{out} is not {lab.big_digest}")
@@ -183,7 +183,7 @@ def dig_of_answers_that_do_not_fit(lab):
     )
     for short in (cut, small):
         check(re.search(r"flags:[^;]* tc[ ;]", short), short)
-        check("x" * 100 not in short, short)
+        check("000 xxx" not in short or "011 xxx" not in short, short)
     has(again, "retrying in TCP mode", "(TCP)", "011 xxx")
     has(large, "(UDP)", "000 xxx", "011 xxx")
 
@@ -242,26 +242,28 @@ def ping_the_gateway(lab):
 
 
 @case
-def ping_others_where_ping_sockets_are_allowed(lab):
-    lab.sysctl("net/ipv4/ping_group_range", "0 0")
-    # The group that is 1000 to tapline is this one's 0.
-    out = lab.inside(f"ping -n -c 2 -i 0.2 {FAR4}; ping -n -c 2 -i 0.2 {FAR6}; ping -n -c 1 -s 60000 {FAR4}; "
-                     f"ping -6 -n -c 1 -s 20000 {FAR6}; ping -c 1 far.lab.test")
-    check(out.count(" 0% packet loss") == 5, out)
-    has(out, f"60008 bytes from {FAR4}", f"20008 bytes from {FAR6}", "far.lab.test")
+def ping_others_where_ping_sockets_are_closed(lab):
+    # A new namespace allows nobody; root of a user namespace could not take the word back.
+    wide = Path("/proc/sys/net/ipv4/ping_group_range")
+    check(wide.read_text().split() != ["0", "0"], "another case has allowed ping sockets already")
+    script = f"ping -n -c 2 -i 0.2 -W 1 {FAR4}; ping -n -c 2 -i 0.2 -W 1 {FAR6}; ping -n -c 1 {GATEWAY4}"
+    out, err = lab.run(lab.tapline("run", "--", "sh", "-c", script))
+    has(out, "100% packet loss", " 0% packet loss")
+    lines = [line for line in err.splitlines() if "ping_group_range" in line]
+    check(len(lines) == 1, f"lines about ping_group_range: {err!r}")
 
 
 @case
-def ping_others_where_they_are_not(lab):
-    lab.sysctl("net/ipv4/ping_group_range", "1 0")
-    try:
-        script = f"ping -n -c 2 -i 0.2 -W 1 {FAR4}; ping -n -c 2 -i 0.2 -W 1 {FAR6}; ping -n -c 1 {GATEWAY4}"
-        out, err = lab.run(lab.tapline("run", "--", "sh", "-c", script))
-        has(out, "100% packet loss", " 0% packet loss")
-        lines = [line for line in err.splitlines() if "ping_group_range" in line]
-        check(len(lines) == 1, f"lines about ping_group_range: {err!r}")
-    finally:
-        lab.sysctl("net/ipv4/ping_group_range", "0 0")
+def ping_others_where_ping_sockets_are_allowed(lab):
+    lab.sysctl("net/ipv4/ping_group_range", "0 0")
+    # The group that is 1000 to tapline is this one's 0.
+    out = lab.inside(f"ping -n -c 2 -i 0.2 {FAR4}; ping -n -c 2 -i 0.2 {FAR6}; ping -c 1 far.lab.test; "
+                     f"ping -n -c 1 -s 60000 -M dont {FAR4}")
+    check(out.count(" 0% packet loss") == 4, out)
+    has(out, f"60008 bytes from {FAR4}", "far.lab.test")
+    # The first ones carry a don't-fragment bit and find out that they are too large, on this host or on the way.
+    out = lab.inside(f"ping -n -c 4 -i 0.2 -s 60000 {FAR4}; ping -6 -n -c 4 -i 0.2 -s 20000 {FAR6}")
+    has(out, f"60008 bytes from {FAR4}", f"20008 bytes from {FAR6}", "mtu = 1500", "mtu=1500")
 
 
 def hops(out):
@@ -322,13 +324,16 @@ def path_mtu_discovery_by_udp(lab):
     echo_server(lab)
     probe = shlex.quote(DONT_FRAGMENT)
     for family, far, extra in ((4, FAR4, ""), (6, FAR6, "")):
-        fits, refused, again = 1200, 1460, 1370 - 20 * (family == 6)
+        fits, refused, again = 1200, 1440, 1350
         for options in ((), ("--mtu", "1500")):
             shell = lab.shell(*options)
             say = lambda size: shell.does(f"python3 -c {probe} {family} {far} {size} {extra}").split()
             check(say(fits) == [str(fits)], f"{far}: a datagram that fits")
             # The first may be lost on the way while the router's word comes back; then the path's MTU is known.
-            got = wait_until(lambda: [w for w in [say(refused)] if w[0] == "EMSGSIZE"], f"EMSGSIZE from {far}")[0]
+            def told():
+                words = say(refused)
+                return words if words[0] == "EMSGSIZE" else None
+            got = wait_until(told, f"EMSGSIZE from {far}")
             check(got == ["EMSGSIZE", "1400"], f"{far}: {got}")
             check(say(again) == [str(again)], f"{far}: one that fits the path")
 
@@ -352,8 +357,16 @@ for address in sys.argv[1:]:
     s.connect((address, 7))
     for size in (0, 1, 1472, 1473, 9000, 65507 if ":" not in address else 65400):
         data = bytes(i % 251 for i in range(size))
-        s.send(data)
-        if s.recv(70000) != data:
+        for attempt in range(4):
+            # The kernel sets the don't-fragment bit until it knows that the path is narrower.
+            try:
+                s.send(data)
+                back = s.recv(70000)
+                break
+            except OSError as error:
+                if error.errno != 90 or attempt == 3:
+                    sys.exit(f"{address}: {size} bytes: {error}")
+        if back != data:
             sys.exit(f"{address}: {size} bytes came back changed")
 """)
     lab.inside(f"python3 -c {probe} {FAR4} {FAR6}")
@@ -366,7 +379,17 @@ for address in sys.argv[1:]:
 @case
 def ncat_half_closes(lab):
     # The server answers when it has seen the end of what it reads.
-    lab.serve(["ncat", "--listen", "--keep-open", "--exec", "/usr/bin/sha256sum", "9000"], 9000, lab.far)
+    lab.serve([sys.executable, "-c", """
+import hashlib, socket
+listener = socket.create_server(("::", 9000), family=socket.AF_INET6, dualstack_ipv6=True)
+while True:
+    peer = listener.accept()[0]
+    digest = hashlib.sha256()
+    while piece := peer.recv(1 << 20):
+        digest.update(piece)
+    peer.sendall(digest.hexdigest().encode())
+    peer.close()
+"""], 9000, lab.far)
     for far in (FAR4, FAR6):
         has(lab.inside(f"ncat {far} 9000 <{lab.big}"), lab.big_digest)
 
@@ -378,16 +401,18 @@ def ncat_one_way_only(lab):
     kept = lab.scratch / "kept"
     server = lab.serve(["sh", "-c", f"exec ncat --listen --recv-only 9002 >{kept}"], 9002, lab.far)
     lab.inside(f"ncat --send-only {FAR6} 9002 <{lab.big}")
-    check(server.wait(timeout=LIMIT) == 0, "the server's status")
+    check(server.wait(timeout=LIMIT) == 0, f"the server's status is {server.returncode}")
     has(lab.run(["sha256sum", kept])[0], lab.big_digest)
     kept.unlink()
 
 
 @case
 def ncat_udp(lab):
-    lab.serve(["ncat", "--udp", "--listen", "--keep-open", "--exec", "/bin/cat", "9003"], 9003, lab.far, udp=True)
-    for far in (FAR4, FAR6):
-        out = lab.inside(f"(echo over; echo there) | ncat --udp -i 1 {far} 9003 2>/dev/null; true")
+    for family, far in ((4, FAR4), (6, FAR6)):
+        port = 9003 + family
+        serve = ["ncat", f"-{family}", "--udp", "--listen", "--keep-open", "--exec", "/bin/cat", port]
+        lab.serve(serve, port, lab.far, udp=True)
+        out = lab.inside(f"(echo over; echo there; sleep 1) | ncat --udp {far} {port}; true")
         check(out == "over\nthere\n", out)
 
 
@@ -395,12 +420,12 @@ def ncat_udp(lab):
 def refused_and_unreachable(lab):
     script = """
     for a in %s %s; do ncat -w 20 $a 9; echo "status $?"; done
-    for a in %s %s; do echo x | ncat --udp -w 20 $a 9; echo "status $?"; done
+    for a in %s %s; do (echo x; sleep 2) | ncat --udp -w 20 $a 9; echo "status $?"; done
     for a in 10.9.99.1 fd09:99::1; do ncat -w 20 $a 9; echo "status $?"; done
     for a in 169.254.169.254 127.0.0.2 fd00:ec2::254; do %s http://$(echo $a | sed 's/.*:.*/[&]/')/ ; echo "status $?"; done
     """ % (FAR4, FAR6, FAR4, FAR6, "curl -sS --max-time 20")
     out = lab.inside(f"exec 2>&1; {script}", quiet=False)
-    check(out.count("Connection refused") >= 4, out)
+    check(out.count("Connection refused") == 4, out)
     check("unreachable" in out or "No route to host" in out, out)
     check("imed out" not in out and "TIMEOUT" not in out, out)
     check("status 0" not in out, out)
@@ -426,7 +451,7 @@ def udhcpc_gets_a_lease(lab):
         box = lab.container()
         lab.attach(box, "--no-configure", "--mtu", mtu)
         state = lab.within(box, "ip -o addr show dev tap0")
-        check("10.0.2" not in state and "fd00" not in state, f"somebody configured it: {state}")
+        check(state == "", f"somebody configured it: {state}")
         lab.within(box, "ip link set tap0 up")
         out = lab.within(box, f"udhcpc -i tap0 -q -n -f -O mtu -O search -s {script} 2>&1")
         has(out, "ip=10.0.2.100", "router=10.0.2.2", "dns=10.0.2.3", f"mtu={mtu}", "lab.test", "server=10.0.2.2")
@@ -438,8 +463,7 @@ def udhcpc_gets_a_lease(lab):
 def the_kernel_configures_itself_by_ra(lab):
     box = lab.container()
     lab.attach(box, "--no-configure")
-    lab.within(box, "cd /proc/sys/net/ipv6/conf/tap0; echo 1 >accept_ra; echo 1 >autoconf; echo 0 >addr_gen_mode; "
-                    "echo 0 >disable_ipv6; ip link set lo up; ip link set tap0 up")
+    lab.within(box, "ip link set tap0 up")
     wait_until(lambda: re.search(r"inet6 fd00::\S+ scope global(?! tentative)", lab.within(box, "ip -6 addr show tap0")),
                "an address by SLAAC")
     has(lab.within(box, "ip -6 route show default"), "default via fe80", "proto ra")
@@ -457,7 +481,7 @@ def offer(lab, address, port):
 @case
 def the_gateway_is_the_host_but_not_its_loopback(lab):
     offer(lab, HOST4, 8101)
-    offer(lab, HOST6, 8101)
+    offer(lab, source6(lab), 8101)
     offer(lab, "127.0.0.1", 8102)
     offer(lab, "::1", 8102)
     get = " ".join(url(a, "hello", 8101) for a in (GATEWAY4, GATEWAY6, "host.tapline.internal"))
@@ -472,17 +496,23 @@ def host_loopback_by_the_gateways_address(lab):
     offer(lab, "::1", 8103)
     lab.serve(["ncat", "--udp", "--listen", "--keep-open", "--exec", "/bin/cat", "127.0.0.1", "8104"], 8104, udp=True)
     get = " ".join(url(a, "hello", 8103) for a in (GATEWAY4, GATEWAY6, "host.docker.internal"))
-    out = lab.inside(f"{CURL} {get}; echo sent | ncat --udp -i 1 {GATEWAY4} 8104 2>/dev/null; true", "--host-loopback")
+    out = lab.inside(f"{CURL} {get}; (echo sent; sleep 1) | ncat --udp {GATEWAY4} 8104; true", "--host-loopback")
     check(out == "hello from afar\n" * 3 + "sent\n", out)
+
+
+def source6(lab):
+    """What the host's kernel takes for its source towards the far host."""
+    return re.search(r"src (\S+)", lab.run(["ip", "-6", "route", "get", FAR6])[0])[1]
 
 
 @case
 def outbound_addr(lab):
     ask = f"{CURL} {url(FAR4, 'whoami')}; echo; {CURL} {url(FAR6, 'whoami')}"
-    check(lab.inside(ask) == f"{HOST4}\n{HOST6}", "the address of the route")
+    check(lab.inside(ask) == f"{HOST4}\n{source6(lab)}", "the address of the route")
     out = lab.inside(ask, "--outbound-addr", "10.9.1.3", "--outbound-addr", "fd09:1::3")
     check(out == "10.9.1.3\nfd09:1::3", out)
-    echo_server(lab)
+    other = "fd09:1::2" if source6(lab) == "fd09:1::3" else "fd09:1::3"
+    check(lab.inside(f"{CURL} {url(FAR6, 'whoami')}", "--outbound-addr", other) == other, "the other one")
 
 
 @case
@@ -540,7 +570,7 @@ def a_host_whose_ipv6_comes_and_goes(lab):
         status, out = shell.says(ask)
         check(status == 7, f"without IPv6: {status} {out}")
         lab.run(["sh", "-c", back])
-        wait_until(lambda: shell.says(ask) == (0, HOST6), "IPv6")
+        wait_until(lambda: shell.says(ask) == (0, source6(lab)), "IPv6")
         lab.run(["sh", "-c", away])
         status, out = shell.says(ask)
         check(status == 7, f"without IPv6 again: {status} {out}")
@@ -585,22 +615,38 @@ def an_interactive_shell_under_script(lab):
         process.stdin.flush()
 
     wait_until(lambda: sees("$ ") or sees("# "), "a prompt")
-    types("tty; echo A$((1+1)); ps -o tpgid= -p $$ | grep -qx \" *$$\" || echo group=$(ps -o tpgid= -p $$)\n")
+    types("tty; echo A$((1+1))\n")
     wait_until(lambda: sees("A2"), "an answer")
     types("sleep 1000 & echo B$((2+2)); jobs; kill %1; wait; echo C$((3+3))\n")
     wait_until(lambda: sees("C6"), f"job control")
     # A foreground job that is interrupted gives the shell back.
-    types("echo D$((4+4)); cat\n")
-    wait_until(lambda: sees("D8"), "cat")
-    types("echoed-by-cat\n")
-    wait_until(lambda: seen.count("echoed-by-cat") >= 2 or not sees("never") and seen.count("echoed-by-cat") >= 2, "cat's echo")
+    def cat_runs(word):
+        # What is typed before it runs would be the shell's.
+        types(f"sh -c 'echo {word}$((1+1)); exec cat'\n")
+        wait_until(lambda: sees(f"{word}2"), "cat")
+        types(f"to {word}\n")
+        # Once by the terminal, once by cat.
+        wait_until(lambda: sees("") and seen.count(f"to {word}") >= 2, "cat's echo")
+
+    cat_runs("first-cat")
     types("\x03")
+    wait_until(lambda: sees("^C") and re.search(r"\^C\s+.*[$#] $", seen), "a prompt after ^C")
     types("echo E$?\n")
     wait_until(lambda: sees("E130"), "the shell after ^C")
     # So does one that is stopped.
-    types("cat\n\x1a")
+    cat_runs("second-cat")
+    types("\x1a")
     wait_until(lambda: sees("Stopped"), "a stopped job")
-    types("kill -9 %1; wait; exit 7\n")
+    types("kill -9 %1; echo G$((6+6))\n")
+    wait_until(lambda: sees("G12"), "the shell after a stopped job")
+
+    def gone():
+        # bash says so before a prompt, once it has noticed; it does not end before.
+        types("\n")
+        return sees("Killed")
+
+    wait_until(gone, "the job's end")
+    types("exit 7\n")
     check(process.wait(timeout=LIMIT) == 7, f"status {process.returncode}: {seen}")
     sees("")
     for word in ("no job control", "cannot set terminal", "Inappropriate ioctl", "not a tty"):

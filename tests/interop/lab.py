@@ -105,22 +105,25 @@ class Place:
     def serve(self, argv, port=None, ns=None, udp=False, **more):
         """Start a server and wait until somebody listens on the port."""
         log = open(self.scratch / "server.log", "w+")
+        before = self.listeners("self" if ns is None else ns.pid, port, udp)
         process = self.spawn(argv, ns, stdout=log, stderr=subprocess.STDOUT, **more)
 
         def listens():
             if process.poll() is not None:
                 raise Fault(f"{argv[0]} has ended: {Path(log.name).read_text()}")
-            kinds = ("udp", "udp6") if udp else ("tcp", "tcp6")
-            rows = []
-            for kind in kinds:
-                # The server's own process may be a child that nsenter became; its view is that of its namespace.
-                rows += Path(f"/proc/{process.pid}/net/{kind}").read_text().splitlines()[1:]
-            wanted = "07" if udp else "0A"
-            return any(r.split()[1].endswith(f":{port:04X}") and r.split()[3] == wanted for r in rows)
+            return self.listeners("self" if ns is None else ns.pid, port, udp) > before
 
         if port:
             wait_until(listens, f"{argv[0]} on port {port}")
         return process
+
+    @staticmethod
+    def listeners(pid, port, udp):
+        """How many sockets listen on a port where that process is."""
+        rows, state = [], "07" if udp else "0A"
+        for kind in ("udp", "udp6") if udp else ("tcp", "tcp6"):
+            rows += Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()[1:]
+        return sum(r.split()[1].endswith(f":{port or 0:04X}") and r.split()[3] == state for r in rows)
 
     def run(self, argv, ns=None, status=0, limit=LIMIT, input=None, **more):
         """Run a command to its end; its output as (stdout, stderr)."""
@@ -200,7 +203,7 @@ class Shell:
 
     def says(self, script):
         """Run a script; (its status, its standard output)."""
-        self.process.stdin.write(f"{{ {script}\n}} </dev/null; echo; echo ::done:: $?\n")
+        self.process.stdin.write(f"{{ {script}\n}} </dev/null; status=$?; echo; echo ::done:: $status\n")
         self.process.stdin.flush()
         lines = []
         for line in self.process.stdout:
