@@ -33,6 +33,8 @@ pub mod packet;
 mod peers;
 mod quote;
 pub mod reassembly;
+#[cfg(test)]
+mod soak;
 pub mod tcp;
 #[cfg(test)]
 mod testing;

@@ -157,6 +157,12 @@ impl Reassembler {
         Ok(None)
     }
 
+    /// Unfinished datagrams, and the memory they hold as it is counted.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> (usize, usize) {
+        (self.unfinished.len(), self.bytes)
+    }
+
     /// The port's sandbox has gone.
     pub fn remove_port(&mut self, port: PortId) {
         self.unfinished.retain(|u| u.key.port != port);

@@ -131,12 +131,13 @@ impl OpenFlow {
         stream: &mut impl HostStream,
         link: &mut impl Link,
     ) -> Pumped {
-        if self.opening {
-            self.handshake();
-        }
         let mut more = self.push_to_host(stream);
         more |= self.pull_from_host(now, interface, counters, stream, link);
         let link_full = self.transmit(now, interface, counters, link);
+        // Behind `transmit`, which is where smoltcp sees that its time is up.
+        if self.opening {
+            self.handshake();
+        }
         Pumped { end: self.end(), more, link_full }
     }
 

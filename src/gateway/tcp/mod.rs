@@ -102,6 +102,8 @@ struct Flow {
     /// Its pages were given back and not touched since.
     pages_released: bool,
     keepalive_asked: bool,
+    /// Is in the list of flows that wait for room on their link.
+    parked: bool,
     /// A timer made it dirty, not a segment or the host.
     timer_due: bool,
 }
@@ -256,6 +258,7 @@ impl TcpTable {
             quiet_queued: false,
             pages_released: false,
             keepalive_asked: false,
+            parked: false,
             timer_due: false,
         });
         self.by_key.insert(key, index);
@@ -420,6 +423,7 @@ impl TcpTable {
         let mut waiting = std::mem::take(&mut self.parked);
         waiting.retain(|&id| match self.flow(id) {
             Some(flow) if flow.peer.port == port => {
+                flow.parked = false;
                 self.mark_dirty(id);
                 false
             }
@@ -482,7 +486,9 @@ impl TcpTable {
             self.quiet.push_back((now + QUIET, id));
         }
         if pumped.link_full {
-            self.parked.push(id);
+            if !std::mem::replace(&mut flow.parked, true) {
+                self.parked.push(id);
+            }
         } else {
             if let Some(at) = wake {
                 self.schedule(id, at.max(now));
@@ -596,6 +602,9 @@ impl TcpTable {
         let flow = self.flows.remove(id.index as usize);
         if matches!(flow.state, State::Connecting(_)) {
             self.connecting -= 1;
+        }
+        if flow.parked {
+            self.parked.retain(|&other| other != id);
         }
         self.by_key.remove(&flow.key);
         Some(flow)

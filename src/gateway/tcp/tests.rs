@@ -775,3 +775,44 @@ fn text_behind_the_sandboxs_fin_is_not_given_to_the_host() {
     assert_eq!(sim.stream().received, b"text");
     assert_eq!(sim.gateway.flows().0, 1, "the other half is still open");
 }
+
+impl TcpTable {
+    /// The sandbox's TCP port of a flow.
+    pub(in crate::gateway) fn port_of(&mut self, id: TcpId) -> Option<u16> {
+        self.flow(id).map(|flow| flow.key.from.port())
+    }
+
+    /// How much each of the table's collections holds.
+    pub(in crate::gateway) fn held(&self) -> [(&'static str, usize); 10] {
+        [
+            ("flows", self.flows.len()),
+            ("keys", self.by_key.len()),
+            ("connecting", self.connecting),
+            ("dirty", self.dirty.len()),
+            ("parked", self.parked.len()),
+            ("timers", self.timers.len()),
+            ("quiet", self.quiet.len()),
+            ("records", self.time_wait.len()),
+            ("records' order", self.time_wait_order.len()),
+            ("spare slots beyond their limit", self.spare.len().saturating_sub(SPARE_SLOTS)),
+        ]
+    }
+}
+
+#[test]
+fn a_flow_waits_for_its_link_once_however_often_it_was_pumped() {
+    let mut sim = Sim::new(1500, Trouble::none());
+    let client = sim.connect("192.0.2.1:80");
+    sim.run_until("established", |s| s.client(client).state() == tcp::State::Established);
+    sim.stream().to_give.extend(pattern(10_000));
+    sim.link.full = true;
+    for _ in 0..20 {
+        sim.step(Duration::from_millis(5));
+    }
+    assert_eq!(sim.gateway.tcp().parked.len(), 1);
+    sim.stream().broken = true;
+    sim.link.full = false;
+    sim.gateway.tcp().handle_link_ready(PORT);
+    sim.run_until("ended", |s| !s.ended.is_empty());
+    assert_eq!(sim.gateway.tcp().parked.len(), 0);
+}
