@@ -92,7 +92,7 @@ fn the_tour_shows_three_networks() {
     let stops: Vec<&str> = text.split("$ tapline run").skip(1).collect();
     let [closed, open, none] = stops[..] else { panic!("{text}") };
     // A kernel without IPv6 has none inside either.
-    let v6 = if std::path::Path::new("/proc/sys/net/ipv6").exists() { "fd00::100\n" } else { "IPv6" };
+    let v6 = if Path::new("/proc/sys/net/ipv6").exists() { "fd00::100\n" } else { "IPv6" };
     for stop in [closed, open] {
         for part in ["interfaces  lo, tap0\n", "10.0.2.100\n", v6, "DNS         10.0.2.3, fd00::3\n"] {
             assert!(stop.contains(part), "{part}: {text}");
