@@ -17,7 +17,8 @@
 //! error said waits in the error queue and comes out when the event loop reports it.
 //!
 //! Receiving: the event loop watches edge-triggered, so [`UdpHost::handle_ready`] reads until the socket is empty
-//! or the budget is spent, and says which. All sockets share the worker's [`Batch`]; a flow costs a descriptor
+//! or the budget is spent, and says which. Datagrams of one sender and size that come together are handed on
+//! joined, whether the kernel joined them (UDP_GRO) or [`Batch::join`] does. All sockets share the worker's [`Batch`]; a flow costs a descriptor
 //! and its place in the table.
 //!
 //! Limits: the number of sockets is bounded by what the worker was given of the process's descriptors. At the
@@ -305,6 +306,7 @@ fn receive(
     loop {
         match batch.receive(socket.as_fd()) {
             Ok(count) => {
+                batch.join(count);
                 for message in (0..count).filter_map(|i| batch.message(i)) {
                     let (from, payload, segment) = (message.from, message.payload, message.segment);
                     sink(UdpEvent::Datagram { flow, from, payload, segment, tos: message.tos });
@@ -473,6 +475,60 @@ mod tests {
         let bytes = |t: &Test| t.datagrams.iter().map(|d| d.1.len()).sum::<usize>();
         receiver.wait(|t| bytes(t) == payload.len());
         assert_eq!((receiver.datagrams.len(), receiver.datagrams[0].2), (1, 1000), "joined by UDP_GRO");
+    }
+
+    #[test]
+    fn datagrams_that_come_one_by_one_are_joined_where_they_are_alike() {
+        for (a, b) in [("127.0.0.1:0", "127.0.0.2:0"), ("[::1]:0", "[::1]:0")] {
+            let mut test = Test::new(&Outbound::default(), 8);
+            let ((a, to_a), (b, to_b)) = (server(a), server(b));
+            test.host.send(FLOW, to_a, datagram(b"hello")).unwrap();
+            let own = a.recv_from(&mut [0; 16]).unwrap().1;
+            let sizes = [500, 500, 400, 400, 400, 0, 0, 600, 601, 1, 1, 65_507, 100];
+            let sizes = if a.local_addr().unwrap().is_ipv4() { sizes } else { sizes.map(|s| s.min(65_000)) };
+            for (size, i) in sizes.iter().zip(0..) {
+                a.send_to(&vec![i; *size], own).unwrap();
+            }
+            for i in 0..5 {
+                [&a, &b][i % 2].send_to(&[9; 100], own).unwrap();
+            }
+            let total = sizes.iter().sum::<usize>() + 500;
+            test.wait(|t| t.datagrams.iter().map(|d| d.1.len()).sum::<usize>() == total);
+            let seen: Vec<(SocketAddr, usize, u16)> = test.datagrams.iter().map(|d| (d.0, d.1.len(), d.2)).collect();
+            let largest = sizes[11];
+            let expected = [
+                (to_a, 1400, 500),
+                (to_a, 800, 400),
+                (to_a, 0, 0),
+                (to_a, 0, 0),
+                (to_a, 600, 0),
+                (to_a, 602, 601),
+                (to_a, 1, 0),
+                (to_a, largest, 0),
+                (to_a, 200, 100),
+                (to_b, 100, 0),
+                (to_a, 100, 0),
+                (to_b, 100, 0),
+                (to_a, 100, 0),
+            ];
+            assert_eq!(seen[..], expected);
+            let order = test.datagrams.iter().flat_map(|d| d.1.iter().copied()).take(total - 500).collect::<Vec<u8>>();
+            let sent: Vec<u8> = sizes.iter().zip(0..).flat_map(|(size, i)| vec![i; *size]).collect();
+            assert!(order == sent);
+        }
+    }
+
+    #[test]
+    fn no_more_are_joined_than_a_super_segment_holds() {
+        let mut test = Test::new(&Outbound::default(), 8);
+        let (server, to) = server("127.0.0.1:0");
+        test.host.send(FLOW, to, datagram(b"hello")).unwrap();
+        let own = server.recv_from(&mut [0; 16]).unwrap().1;
+        for _ in 0..8 {
+            server.send_to(&[1; 20_000], own).unwrap();
+        }
+        test.wait(|t| t.datagrams.iter().map(|d| d.1.len()).sum::<usize>() == 160_000);
+        assert_eq!(test.datagrams.iter().map(|d| d.1.len()).collect::<Vec<_>>(), [60_000, 60_000, 40_000]);
     }
 
     #[test]
