@@ -125,7 +125,7 @@ fn a_plan_without_options_is_slirps_layout() {
     assert_eq!(plan["network"]["host_loopback_allowed"], false);
     assert_eq!(plan["interface"]["mac"], "02:42:0a:00:02:64");
     let name = plan["name"].as_str().unwrap();
-    assert_eq!(name, format!("true-{}", &plan["id"].as_str().unwrap()[..4]));
+    assert_eq!(name, format!("true-{}", &plan["id"].as_str().unwrap()[..8]));
     assert_eq!(plan["names"]["hostname"], name);
 }
 

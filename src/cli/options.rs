@@ -83,7 +83,7 @@ pub fn contradiction(matches: &ArgMatches) -> Option<String> {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Network")]
 pub struct NetworkArgs {
-    /// Name of the sandbox, for ps, exec, inspect and stop [default: the command's and four digits]
+    /// Name of the sandbox, for ps, exec, inspect and stop [default: the command's and eight digits]
     #[arg(long, value_name = "NAME", value_parser = words::parse_name)]
     pub name: Option<String>,
 

@@ -104,7 +104,7 @@ pub const PAGES: &[Page] = &[
     },
     Page {
         verb: "exec",
-        examples: &[("Look at a sandbox from inside:", "tapline exec bash-3f9a -- cat /etc/resolv.conf")],
+        examples: &[("Look at a sandbox from inside:", "tapline exec bash-3f9a0d21 -- cat /etc/resolv.conf")],
         exit_status: COMMAND_STATUS,
         files: &[STATE],
         environment: &[XDG_RUNTIME],
@@ -121,14 +121,14 @@ pub const PAGES: &[Page] = &[
     },
     Page {
         verb: "inspect",
-        examples: &[("Addresses, process ids and counters:", "tapline inspect bash-3f9a")],
+        examples: &[("Addresses, process ids and counters:", "tapline inspect bash-3f9a0d21")],
         exit_status: OWN_STATUS,
         files: &[STATE],
         environment: &[XDG_RUNTIME],
     },
     Page {
         verb: "stop",
-        examples: &[("End a sandbox:", "tapline stop bash-3f9a")],
+        examples: &[("End a sandbox:", "tapline stop bash-3f9a0d21")],
         exit_status: OWN_STATUS,
         files: &[STATE],
         environment: &[XDG_RUNTIME],

@@ -171,13 +171,14 @@ pub fn parse_mtu(text: &str) -> Result<u16, WordError> {
     }
 }
 
-/// A name for a sandbox that was given none: the command's, made a label, and four digits of the id.
+/// A name for a sandbox that was given none: the command's, made a label, and the first eight digits of the id: with four,
+/// one of a hundred sandboxes of the same command would now and then get another's name, and not start.
 pub fn default_name(command: &str, id: &str) -> String {
     let base = command.rsplit('/').next().unwrap_or(command);
     let kept: String =
         base.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).take(40).collect();
     let kept = kept.trim_matches('-');
-    format!("{}-{}", if kept.is_empty() { "sandbox" } else { kept }, &id[..id.len().min(4)])
+    format!("{}-{}", if kept.is_empty() { "sandbox" } else { kept }, &id[..id.len().min(8)])
 }
 
 #[cfg(test)]
@@ -252,9 +253,11 @@ mod tests {
 
     #[test]
     fn a_default_name_is_a_name() {
-        assert_eq!(default_name("/bin/bash", "3f9a00000000"), "bash-3f9a");
-        assert_eq!(default_name("./[", "3f9a00000000"), "sandbox-3f9a");
+        assert_eq!(default_name("/bin/bash", "3f9a00000000"), "bash-3f9a0000");
+        assert_eq!(default_name("./[", "3f9a00000000"), "sandbox-3f9a0000");
         assert!(parse_name(&default_name("/opt/Ünder_scored thing.sh", "3f9a00000000")).is_ok());
         assert!(parse_name(&default_name(&"long".repeat(40), "3f9a00000000")).is_ok());
+        // Ids that begin alike are common among many, and their names are to differ.
+        assert_ne!(default_name("sh", "3f9a00000000"), default_name("sh", "3f9a00010000"));
     }
 }

@@ -36,7 +36,8 @@ pub fn target() -> ExitCode {
     }
 }
 
-fn enter() -> Result<(), String> {
+/// Make the namespaces, and become root in them.
+pub fn enter() -> Result<(), String> {
     let (uid, gid) = (geteuid(), getegid());
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)
         .map_err(|e| format!("this machine lets us make no namespace: {e}"))?;

@@ -2,7 +2,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -259,9 +259,22 @@ impl Console {
 
 /// `tapline run --name NAME OPTIONS` with a console in it.
 pub fn sandbox(name: &str, options: &[&str]) -> Result<Console, Fault> {
+    Console::start(sandbox_command(name, options))
+}
+
+/// The same, and what tapline writes to stderr.
+pub fn sandbox_and_errors(name: &str, options: &[&str]) -> Result<(Console, ChildStderr), Fault> {
+    let mut command = sandbox_command(name, options);
+    command.stderr(Stdio::piped());
+    let mut console = Console::start(command)?;
+    let errors = console.child.0.stderr.take().ok_or("no stderr")?;
+    Ok((console, errors))
+}
+
+fn sandbox_command(name: &str, options: &[&str]) -> Command {
     let mut command = command(&["run", "--name", name]);
     command.args(options).arg("--").arg(this_program()).arg("console");
-    Console::start(command)
+    command
 }
 
 /// `tapline inspect NAME`.

@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         Some("target") => return console::target(),
         Some("on-terminal") if words.len() > 3 => return terminal::main(&words[2], &words[3..]),
         Some("case") if words.len() == 3 => return world::main(&words[2]),
+        Some("bare-case") if words.len() == 3 => return world::bare_main(&words[2]),
         _ => {}
     }
     raise_descriptor_limit();

@@ -4,32 +4,58 @@
 //! program plays the host, `net case NAME`: it is root there, may give `lo` addresses, listen on port 53 and replace
 //! files of /etc, and starts tapline in its turn. So these cases show nesting as well.
 use std::net::IpAddr;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use tapline::sys::netlink::Netlink;
+use tapline::sys::netlink::{LinkChange, Netlink};
 
-use crate::cases;
 use crate::harness::*;
+use crate::{cases, console};
 
 /// The environment variable that holds the runtime directory of a world.
 pub const DIR: &str = "TAPLINE_TEST_DIR";
 
 /// Run the rest of a case in a world made with these options.
 pub fn run(options: &[&str], case: &str) -> Result<(), Fault> {
+    run_with(options, case, &[])
+}
+
+/// The same with environment variables.
+pub fn run_with(options: &[&str], case: &str, variables: &[(&str, String)]) -> Result<(), Fault> {
+    let mut command = command(&["run", "-q"]);
+    command.args(options).arg("--").arg(this_program()).args(["case", case]);
+    finish(command.envs(variables.iter().map(|(name, value)| (name, value))))
+}
+
+/// The rest of a case in a user and a network namespace as the kernel makes them, but with `lo` up.
+pub fn run_bare(case: &str) -> Result<(), Fault> {
+    finish(Command::new(this_program()).args(["bare-case", case]))
+}
+
+fn finish(command: &mut Command) -> Result<(), Fault> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let name = format!("tapline-world-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
     let dir = std::env::temp_dir().join(name);
-    let out = command(&["run", "-q"])
-        .args(options)
-        .arg("--")
-        .arg(this_program())
-        .args(["case", case])
-        .env(DIR, &dir)
-        .output()
-        .map_err(|e| e.to_string())?;
+    let out = command.env(DIR, &dir).output().map_err(|e| e.to_string())?;
     let _ = std::fs::remove_dir_all(&dir);
-    holds(format!("in a world {options:?}: {}{}", text(&out.stdout), text(&out.stderr)), out.status.success())
+    holds(format!("in a world: {}{}", text(&out.stdout), text(&out.stderr)), out.status.success())
+}
+
+/// Make the bare namespaces, then the case of this name.
+pub fn bare_main(name: &str) -> ExitCode {
+    let up = || {
+        console::enter()?;
+        let mut netlink = Netlink::open().map_err(|e| e.to_string())?;
+        let lo = netlink.link("lo").map_err(|e| e.to_string())?.index;
+        netlink.change_link(lo, &LinkChange { up: Some(true), ..LinkChange::default() }).map_err(|e| e.to_string())
+    };
+    match up() {
+        Ok(()) => main(name),
+        Err(fault) => {
+            eprintln!("{fault}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// In the world: the case of this name.

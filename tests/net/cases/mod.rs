@@ -1,9 +1,9 @@
 //! What is shown, one function each.
 use crate::harness::Case;
 
-/// Lists the cases of a file by their names; after `in a world`, those that [`crate::world`] runs.
+/// Lists the cases of a file by their names; after a semicolon, those that [`crate::world`] runs.
 macro_rules! cases {
-    ($($name:ident,)+ $(in a world $($inner:ident,)+)?) => {
+    ($($name:ident,)+ $(; $($inner:ident,)+)?) => {
         /// Every case with its name.
         pub fn all() -> Vec<(&'static str, $crate::harness::Case)> {
             vec![$((stringify!($name), $name as $crate::harness::Case),)+]
@@ -17,6 +17,7 @@ macro_rules! cases {
 }
 
 mod attach;
+mod bad_input;
 mod names;
 mod run;
 mod tcp;
@@ -27,10 +28,10 @@ const OPEN: &[&str] = &["--host-loopback"];
 
 /// Every case with its name.
 pub fn all() -> Vec<(&'static str, Case)> {
-    [run::all(), attach::all(), tcp::all(), udp::all(), names::all()].concat()
+    [run::all(), attach::all(), tcp::all(), udp::all(), names::all(), bad_input::all()].concat()
 }
 
 /// Those that run in a world.
 pub fn inner() -> Vec<(&'static str, Case)> {
-    [run::inner(), attach::inner(), tcp::inner(), udp::inner(), names::inner()].concat()
+    [run::inner(), attach::inner(), tcp::inner(), udp::inner(), names::inner(), bad_input::inner()].concat()
 }

@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use super::OPEN;
 use crate::harness::*;
 use crate::terminal::Terminal;
+use crate::world;
 
 cases! {
     exit_status_is_the_commands,
@@ -30,6 +31,10 @@ cases! {
     options_come_from_the_file_and_the_command_line_wins,
     a_shell_has_job_control_and_leaves_its_terminal_sane,
     tapline_is_a_job_like_another,
+    what_is_logged_may_be_json_or_nothing,
+    without_a_proc_of_its_own_it_goes_on_and_says_so,
+    ;
+    masked_proc,
 }
 
 fn exit_status_is_the_commands() -> Result<(), Fault> {
@@ -164,7 +169,7 @@ fn the_commands_end_ends_what_it_left_behind() -> Result<(), Fault> {
 fn killed_processes_leave_nothing_behind() -> Result<(), Fault> {
     for whom in ["supervisor", "agent"] {
         let name = format!("killed-{whom}");
-        let mut console = sandbox(&name, &["-q"])?;
+        let (mut console, mut errors) = sandbox_and_errors(&name, &[])?;
         let supervisor = console.child.0.id();
         let (agent, gateway) = (agent_of(supervisor)?, gateway_of(supervisor)?);
         let inside = inspect(&name)?["pid"].as_u64().ok_or("there is a PID")? as u32;
@@ -172,7 +177,12 @@ fn killed_processes_leave_nothing_behind() -> Result<(), Fault> {
         signal(if whom == "agent" { agent } else { supervisor }, Signal::SIGKILL)?;
         let status = console.child.0.wait().map_err(|e| e.to_string())?;
         match whom {
-            "agent" => same("status when the agent is killed", status.code(), Some(125))?,
+            "agent" => {
+                same("status when the agent is killed", status.code(), Some(125))?;
+                let mut said = String::new();
+                errors.read_to_string(&mut said).map_err(|e| e.to_string())?;
+                holds(said.clone(), said.lines().count() == 1 && said.contains("agent ended unexpectedly"))?;
+            }
             _ => same("status", status.signal(), Some(9))?,
         }
         for (who, pid) in [("agent", agent), ("gateway", gateway), ("init", inside)] {
@@ -205,7 +215,7 @@ fn who_only_waits_is_small() -> Result<(), Fault> {
 fn a_gateway_that_is_killed_is_replaced() -> Result<(), Fault> {
     let server = tcp_server("127.0.0.1:0", echo);
     let to = seen_from_inside(server);
-    let mut console = sandbox("gateway-killed", &["-q", "--host-loopback"])?;
+    let (mut console, mut errors) = sandbox_and_errors("gateway-killed", &["--host-loopback"])?;
     let first = gateway_of(console.child.0.id())?;
     same("before", console.ask(&["tcp-echo", &to, "100000"])?.as_str(), "100000 bytes came back")?;
     // One that lived for less than two seconds would not be replaced.
@@ -216,14 +226,14 @@ fn a_gateway_that_is_killed_is_replaced() -> Result<(), Fault> {
     until("it is at work", 20, || {
         console.ask(&["tcp-echo", &to, "100000"]).is_ok_and(|said| said == "100000 bytes came back")
     })?;
-    same("the status is CMD's", console.end()?.code(), Some(0))
+    same("the status is CMD's", console.end()?.code(), Some(0))?;
+    let mut said = String::new();
+    errors.read_to_string(&mut said).map_err(|e| e.to_string())?;
+    holds(format!("one line that says so: {said}"), said.contains("starting another") && said.lines().count() == 1)
 }
 
 fn a_gateway_that_dies_at_once_leaves_the_command_its_files() -> Result<(), Fault> {
-    let mut command = command(&["run", "--name", "gateway-gone", "--"]);
-    command.arg(this_program()).arg("console").stderr(Stdio::piped());
-    let mut console = Console::start(command)?;
-    let mut errors = console.child.0.stderr.take().ok_or("no stderr")?;
+    let (mut console, mut errors) = sandbox_and_errors("gateway-gone", &[])?;
     signal(gateway_of(console.child.0.id())?, Signal::SIGKILL)?;
     until("the gateway is gone", 10, || gateway_of(console.child.0.id()).is_err())?;
     same("CMD goes on", console.ask(&["interfaces"])?.as_str(), "lo tap0")?;
@@ -379,4 +389,33 @@ fn tapline_is_a_job_like_another() -> Result<(), Fault> {
     terminal.expect("status=130")?;
     terminal.press("exit 0\r")?;
     same("status", running.0.wait().map_err(|e| e.to_string())?.code(), Some(0))
+}
+
+fn what_is_logged_may_be_json_or_nothing() -> Result<(), Fault> {
+    let said = |options: &[&str]| -> Result<String, Fault> {
+        let mut command = command(&["run", "--net", "host"]);
+        let out = command.args(options).args(["--", "true"]).output().map_err(|e| e.to_string())?;
+        same(&text(&out.stderr), out.status.code(), Some(0))?;
+        Ok(text(&out.stderr))
+    };
+    let line = said(&[])?;
+    holds(line.clone(), line.starts_with("tapline: ") && line.lines().count() == 1)?;
+    let line = said(&["--log-format", "json"])?;
+    let object: serde_json::Value = serde_json::from_str(line.trim()).map_err(|e| format!("{e}: {line}"))?;
+    holds(line, object.is_object())?;
+    same("-q", said(&["-q"])?.as_str(), "")
+}
+
+fn without_a_proc_of_its_own_it_goes_on_and_says_so() -> Result<(), Fault> {
+    world::run(&["--net", "none"], "masked_proc")
+}
+
+fn masked_proc() -> Result<(), Fault> {
+    use nix::mount::{MsFlags, mount};
+    // As container engines do it; the kernel then refuses to show what is covered by another /proc.
+    mount(Some("tmpfs"), "/proc/bus", Some("tmpfs"), MsFlags::empty(), None::<&str>).map_err(|e| e.to_string())?;
+    let out = run_probe(&[], &["interfaces"]);
+    let errors = text(&out.stderr);
+    same(&errors, (out.status.code(), text(&out.stdout).trim_end()), (Some(0), "lo tap0"))?;
+    holds(errors.clone(), errors.lines().filter(|line| line.contains("cannot mount /proc")).count() == 1)
 }

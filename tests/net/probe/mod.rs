@@ -7,6 +7,12 @@ use std::time::{Duration, Instant};
 
 use tapline::sys::netlink::{LinkChange, Netlink};
 
+mod dns;
+mod frames;
+mod icmp;
+mod tcp;
+mod udp;
+
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Does what the words say.
@@ -31,6 +37,21 @@ pub fn probe(words: &[&str]) -> Result<String, String> {
         ["tcp-echo", to, bytes] => tcp_echo(to, number(bytes)?),
         ["tcp-many", to, count] => tcp_many(to, number(count)?),
         ["tcp-read-to-end", to] => tcp_read_to_end(to),
+        ["tcp-half-close", to, bytes] => tcp::half_close(to, number(bytes)?),
+        ["tcp-reset", to] => tcp::reset(to),
+        ["tcp-urgent-out", to] => tcp::urgent_out(to),
+        ["tcp-urgent-in", to] => tcp::urgent_in(to),
+        ["tcp-stalled-in", to, second] => tcp::stalled_in(to, second),
+        ["tcp-stalled-out", to, second, bytes] => tcp::stalled_out(to, second, number(bytes)?),
+        ["tcp-keepalive", to, second] => tcp::keepalive(to, second),
+        ["udp-punch", to] => udp::punch(to),
+        ["udp-two", closed, open, rounds] => udp::two(closed, open, number(rounds)?),
+        ["udp-path-mtu", to, bytes] => udp::path_mtu(to, number(bytes)?),
+        ["udp-hops", to, hops] => udp::hops(to, number(hops)? as u32),
+        ["ping", to, bytes] => icmp::ping(to, number(bytes)?),
+        ["dns", transport, to, name] => dns::ask(transport, to, name),
+        ["frames", count] => frames::malformed(number(count)?),
+        ["overlap"] => frames::overlap(),
         ["udp-echo", to, bytes] => udp_echo(to, number(bytes)?),
         ["udp-source", to, second] => udp_source(to, second),
         ["udp-error", to] => udp_error(to),
@@ -129,7 +150,7 @@ fn tcp_read_to_end(to: &str) -> Result<String, String> {
     }
 }
 
-fn udp(to: SocketAddr) -> Result<UdpSocket, String> {
+fn udp_socket(to: SocketAddr) -> Result<UdpSocket, String> {
     let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any).map_err(|e| e.to_string())?;
     socket.set_read_timeout(Some(Duration::from_secs(3))).map_err(|e| e.to_string())?;
@@ -139,7 +160,7 @@ fn udp(to: SocketAddr) -> Result<UdpSocket, String> {
 /// A datagram there and back, from the address it was sent to.
 fn udp_echo(to: &str, bytes: usize) -> Result<String, String> {
     let to = address(to)?;
-    let socket = udp(to)?;
+    let socket = udp_socket(to)?;
     let out = pattern(bytes);
     let mut buffer = vec![0; 70_000];
     for _ in 0..3 {
@@ -161,7 +182,7 @@ fn udp_echo(to: &str, bytes: usize) -> Result<String, String> {
 /// The source that two servers saw: they answer with it.
 fn udp_source(first: &str, second: &str) -> Result<String, String> {
     let (first, second) = (address(first)?, address(second)?);
-    let socket = udp(first)?;
+    let socket = udp_socket(first)?;
     let mut seen = Vec::new();
     for to in [first, second] {
         let mut buffer = [0; 100];
@@ -175,7 +196,7 @@ fn udp_source(first: &str, second: &str) -> Result<String, String> {
 /// What a connected socket is told of a datagram nobody takes.
 fn udp_error(to: &str) -> Result<String, String> {
     let to = address(to)?;
-    let socket = udp(to)?;
+    let socket = udp_socket(to)?;
     socket.connect(to).map_err(|e| e.to_string())?;
     let end = Instant::now() + Duration::from_secs(5);
     while Instant::now() < end {
