@@ -42,7 +42,9 @@ fn main() -> ExitCode {
             case().map_err(Failed::from)
         })
     });
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    let _ = std::fs::remove_dir_all(harness::runtime_dir());
+    conclusion.exit_code()
 }
 
 /// Ten thousand connections take as many descriptors at the server's end.

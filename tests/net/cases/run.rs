@@ -1,5 +1,5 @@
 //! `tapline run`: streams, signals, statuses, terminals, and that nothing is left behind.
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 
@@ -233,14 +233,22 @@ fn a_gateway_that_is_killed_is_replaced() -> Result<(), Fault> {
 }
 
 fn a_gateway_that_dies_at_once_leaves_the_command_its_files() -> Result<(), Fault> {
-    let (mut console, mut errors) = sandbox_and_errors("gateway-gone", &[])?;
-    signal(gateway_of(console.child.0.id())?, Signal::SIGKILL)?;
-    until("the gateway is gone", 10, || gateway_of(console.child.0.id()).is_err())?;
+    let (mut console, errors) = sandbox_and_errors("gateway-gone", &[])?;
+    let supervisor = console.child.0.id();
+    signal(gateway_of(supervisor)?, Signal::SIGKILL)?;
+    // On a machine that is busy it may have lived long enough to be replaced; then the next is killed at once.
+    let mut lines = BufReader::new(errors).lines();
+    loop {
+        let line = lines.next().ok_or("tapline says nothing more")?.map_err(|e| e.to_string())?;
+        if line.contains("goes on without a network") {
+            break;
+        }
+        holds(line.clone(), line.contains("starting another"))?;
+        until("there is another", 10, || gateway_of(supervisor).is_ok())?;
+        signal(gateway_of(supervisor)?, Signal::SIGKILL)?;
+    }
     same("CMD goes on", console.ask(&["interfaces"])?.as_str(), "lo tap0")?;
-    same("the status is CMD's", console.end()?.code(), Some(0))?;
-    let mut said = String::new();
-    errors.read_to_string(&mut said).map_err(|e| e.to_string())?;
-    holds(format!("one line that says so: {said}"), said.contains("gateway died") && said.lines().count() == 1)
+    same("the status is CMD's", console.end()?.code(), Some(0))
 }
 
 fn a_locked_command_has_no_power_over_its_network() -> Result<(), Fault> {
