@@ -25,6 +25,11 @@ pub fn default_shell() -> OsString {
     from_environment.or_else(from_passwd).unwrap_or_else(|| "/bin/sh".into())
 }
 
+/// This host's name, where it is text.
+pub fn host_name() -> Option<String> {
+    nix::unistd::gethostname().ok()?.into_string().ok()
+}
+
 /// Begin to log, and say what the plan's making had to say.
 pub fn start_logging(how: Logging, warnings: &[String]) {
     logging::init(how);

@@ -21,7 +21,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "MODE", value_enum, default_value_t = Mode::Private)]
     net: Mode,
 
-    /// Hostname inside [default: the sandbox's name]
+    /// Hostname inside [default: the sandbox's name; with --net host the host's]
     #[arg(long, value_name = "NAME", value_parser = words::parse_hostname)]
     hostname: Option<String>,
 
@@ -105,6 +105,13 @@ impl RunArgs {
         let mut shared =
             options::resolve("run", &command[0], &self.network, &self.access, &self.names, self.hostname.as_deref())?;
         shared.names.options.clone_from(&self.dns_option);
+        if self.net == Mode::Host
+            && self.hostname.is_none()
+            && let Some(own) = rooms::host_name()
+        {
+            // Who shares the host's network is known there by the host's name, as under Docker.
+            shared.names.hostname = own;
+        }
         let plan = plan::Run {
             id: shared.id,
             name: shared.name,

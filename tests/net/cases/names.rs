@@ -25,6 +25,9 @@ fn names_of_the_gateway_resolve() -> Result<(), Fault> {
 }
 
 fn hostname_and_files_of_names() -> Result<(), Fault> {
+    let own = std::fs::read_to_string("/proc/sys/kernel/hostname").map_err(|e| e.to_string())?;
+    let in_host_mode = probe(&["-q", "--net", "host"], &["print", "/proc/sys/kernel/hostname"])?;
+    same("with the host's network, its name", in_host_mode.as_str(), own.trim_end())?;
     let options = ["--hostname", "box", "--dns-search", "example.test", "--add-host", "db:10.9.8.7"];
     let resolv = probe(&options, &["print", "/etc/resolv.conf"])?;
     holds(
