@@ -115,17 +115,13 @@ impl Drop for TcpSlot {
     }
 }
 
-/// How long an acknowledgement may wait for something to travel with, in milliseconds (RFC 9293, 3.8.6.3, allows
-/// 500).
-const ACK_DELAY_MS: u64 = 2;
-
 /// A socket over the rings. The one before must be gone.
 fn fresh_socket(rings: &mut Rings) -> tcp::Socket<'static> {
     let (rx, tx) = rings.slices();
     let mut socket = tcp::Socket::new(tcp::SocketBuffer::new(rx), tcp::SocketBuffer::new(tx));
-    // Long enough for the answer to a request to carry the acknowledgement, short enough for a sandbox that
-    // writes in small pieces (Nagle's algorithm) not to notice. Two full segments are acknowledged at once.
-    socket.set_ack_delay(Some(smoltcp::time::Duration::from_millis(ACK_DELAY_MS)));
+    // Nothing is gained by waiting: the frame is written while the host's side works on what it was given, a
+    // short timer costs more than that, and a sender with BBR measures its path by acknowledgements.
+    socket.set_ack_delay(None);
     socket.set_nagle_enabled(false);
     socket
 }
