@@ -209,6 +209,10 @@ impl TcpTable {
         if opens {
             return self.open(now, segment, key, packet, &tcp, host, link);
         }
+        // Nobody answers in the name of a group or of no address (RFC 9293, 3.9.2.3).
+        if !is_somebody(segment, packet.dst) {
+            return Err(DropReason::Multicast);
+        }
         if !tcp.rst() {
             wire::refuse(segment, packet, &tcp, link);
         }
@@ -640,6 +644,15 @@ pub enum Outcome {
     Open,
     /// It is gone; close the host's side, if there is one.
     Gone,
+}
+
+/// Can this address be anybody's own?
+fn is_somebody(segment: &Segment, address: IpAddr) -> bool {
+    let broadcast = match address {
+        IpAddr::V4(ip) => ip.is_broadcast() || segment.network.v4.is_some_and(|l| l.subnet.broadcast() == ip),
+        IpAddr::V6(_) => false,
+    };
+    !(address.is_multicast() || address.is_unspecified() || broadcast)
 }
 
 /// A keepalive probe (RFC 9293, 3.8.4): nothing, or one byte, just before what we expect.

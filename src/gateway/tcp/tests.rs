@@ -816,3 +816,18 @@ fn a_flow_waits_for_its_link_once_however_often_it_was_pumped() {
     sim.run_until("ended", |s| !s.ended.is_empty());
     assert_eq!(sim.gateway.tcp().parked.len(), 0);
 }
+
+#[test]
+fn a_segment_to_a_group_or_to_nobody_is_not_answered() {
+    for to in [[224, 0, 0, 1], [255, 255, 255, 255], [10, 0, 2, 255], [0, 0, 0, 0]] {
+        let mut sim = Sim::new(1500, Trouble::none());
+        let mut packet = raw_segment(ACK, 7, 1, &[], b"text");
+        packet[16..20].copy_from_slice(&to);
+        let (src, dst) = (IpAddress::v4(10, 0, 2, 100), IpAddress::v4(to[0], to[1], to[2], to[3]));
+        smoltcp::wire::Ipv4Packet::new_unchecked(&mut packet[..]).fill_checksum();
+        TcpPacket::new_unchecked(&mut packet[20..]).fill_checksum(&src, &dst);
+        sim.give_gateway(&packet);
+        assert!(sim.link.packets.is_empty(), "{to:?}");
+        assert_eq!(sim.gateway.counters().dropped(DropReason::Multicast), 1, "{to:?}");
+    }
+}
