@@ -80,10 +80,10 @@ impl ResolvConf {
     }
 }
 
-/// A search domain that DNS can carry; the root (`search .`) is none.
+/// A search domain that DNS can carry, in its ASCII form (RFC 5890); the root (`search .`) is none.
 fn search_domain(word: &str) -> Option<String> {
     let name = word.strip_suffix('.').unwrap_or(word);
-    let fits = name.len() <= 253 && name.split('.').all(|label| (1..=63).contains(&label.len()));
+    let fits = name.len() <= 253 && name.bytes().all(|b| b.is_ascii_graphic()) && name.split('.').all(|label| (1..=63).contains(&label.len()));
     (fits && name.chars().all(|c| !c.is_control())).then(|| name.to_owned())
 }
 
@@ -138,6 +138,7 @@ mod tests {
         assert_eq!(search("search two.example\ndomain one.example other\n"), ["one.example"]);
         assert!(search("search .\n").is_empty());
         assert!(search("search a..b\n").is_empty());
+        assert!(search("domain \u{a0}\n").is_empty(), "a space that is no ASCII is no name either");
     }
 
     proptest! {
