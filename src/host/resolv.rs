@@ -33,10 +33,10 @@ impl Nameserver {
             None => (word, None),
         };
         let ip = match ip.parse().ok()? {
-            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
             // A scope belongs to IPv6 alone.
             IpAddr::V4(_) if word.contains('%') => return None,
+            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
             ip => ip,
         };
         Some(Nameserver { ip, scope: scope.map(str::to_owned) })
@@ -83,7 +83,9 @@ impl ResolvConf {
 /// A search domain that DNS can carry, in its ASCII form (RFC 5890); the root (`search .`) is none.
 fn search_domain(word: &str) -> Option<String> {
     let name = word.strip_suffix('.').unwrap_or(word);
-    let fits = name.len() <= 253 && name.bytes().all(|b| b.is_ascii_graphic()) && name.split('.').all(|label| (1..=63).contains(&label.len()));
+    let fits = name.len() <= 253
+        && name.bytes().all(|b| b.is_ascii_graphic())
+        && name.split('.').all(|label| (1..=63).contains(&label.len()));
     (fits && name.chars().all(|c| !c.is_control())).then(|| name.to_owned())
 }
 
@@ -120,6 +122,7 @@ mod tests {
         let text = "nameserver\nnameserver dns.example\n nameserver 192.0.2.9\n;nameserver 192.0.2.8\n\
                     nameserver 192.0.2.1%eth0\nnameservers 192.0.2.7\noptions ndots:2\n\u{fffd}\nnameserver 192.0.2.1";
         assert_eq!(servers(text), ["192.0.2.1:53"]);
+        assert_eq!(servers("nameserver 0.0.0.0%x\nnameserver 192.0.2.1"), ["192.0.2.1:53"]);
     }
 
     #[test]
