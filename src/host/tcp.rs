@@ -243,16 +243,6 @@ impl TcpHost {
             let _ = stream.socket.set_linger(None);
         }
     }
-
-    /// Streams now.
-    pub fn len(&self) -> usize {
-        self.streams.iter().flatten().count()
-    }
-
-    /// No stream at all?
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
 }
 
 impl Stream {
