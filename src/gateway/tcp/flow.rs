@@ -87,6 +87,10 @@ pub struct OpenFlow {
     pub bytes: u64,
     /// The sandbox sent a RST that was accepted.
     pub reset_by_sandbox: bool,
+    /// Sequence number of the first byte that was not given to the host yet.
+    next_for_host: u32,
+    /// Sequence number of the sandbox's FIN, once it has been taken in: no text is behind it.
+    text_end: Option<u32>,
     /// The host's socket was told that no more will come.
     write_shut: bool,
     /// The host's side has no more bytes.
@@ -114,6 +118,8 @@ impl OpenFlow {
             highest_received: isn.wrapping_add(1),
             bytes: 0,
             reset_by_sandbox: false,
+            next_for_host: isn.wrapping_add(1),
+            text_end: None,
             write_shut: false,
             read_ended: false,
             broken: false,
@@ -165,15 +171,20 @@ impl OpenFlow {
     /// Receive ring to host socket. Says whether the budget ended it.
     fn push_to_host(&mut self, stream: &mut impl HostStream) -> bool {
         let socket = self.slot.socket();
-        // Text behind the FIN is ignored (RFC 9293, 3.10.7.4); smoltcp takes it in.
-        while self.write_shut && socket.can_recv() && socket.recv(|data| (data.len(), data.len())).is_ok_and(|n| n > 0)
-        {
-        }
         let mut budget = BUDGET;
         while socket.can_recv() && !self.broken {
+            // Text behind the FIN is ignored (RFC 9293, 3.10.7.4); smoltcp takes it in.
+            let left = self.text_end.map_or(usize::MAX, |end| end.wrapping_sub(self.next_for_host) as usize);
+            if left == 0 {
+                if !socket.recv(|data| (data.len(), data.len())).is_ok_and(|n| n > 0) {
+                    break;
+                }
+                continue;
+            }
             let mut outcome = Transfer::Blocked;
             // `recv` fails only before the handshake and after the end, when there is nothing to be moved.
             let _ = socket.recv(|data| {
+                let data = &data[..data.len().min(left)];
                 outcome = stream.send(data);
                 match outcome {
                     Transfer::Moved(n) => (n.min(data.len()), ()),
@@ -183,6 +194,7 @@ impl OpenFlow {
             match outcome {
                 Transfer::Moved(n) => {
                     self.bytes += n as u64;
+                    self.next_for_host = self.next_for_host.wrapping_add(n as u32);
                     budget = budget.saturating_sub(n);
                     if budget == 0 {
                         return true;
@@ -194,9 +206,8 @@ impl OpenFlow {
         }
         // Closed without a reset: our FIN was acknowledged after the sandbox's had come.
         let finished = match socket.state() {
-            State::CloseWait | State::LastAck | State::Closing | State::TimeWait => true,
             State::Closed => !self.reset_by_sandbox,
-            _ => false,
+            state => is_half_closed(state),
         };
         if finished && socket.recv_queue() == 0 && !self.write_shut && !self.broken {
             self.write_shut = true;
@@ -267,17 +278,22 @@ impl OpenFlow {
         }
     }
 
-    /// Give smoltcp a packet of the sandbox.
+    /// Give smoltcp a packet of the sandbox. `end` is the sequence number behind its text.
+    #[allow(clippy::too_many_arguments)]
     pub fn receive(
         &mut self,
         now: smoltcp::time::Instant,
         interface: &mut Interface,
         counters: &mut Counters,
         packet: &[u8],
+        end: u32,
         link: &mut impl Link,
     ) {
         let mut device = FlowDevice { incoming: Some(packet), wire: &mut self.wire, counters, link };
         interface.poll_ingress_single(now, &mut device, self.slot.sockets());
+        if self.text_end.is_none() && is_half_closed(self.slot.socket().state()) {
+            self.text_end = Some(end);
+        }
     }
 
     /// Has the flow ended, and how?
@@ -342,5 +358,19 @@ impl OpenFlow {
         let all_in_order = self.wire.last_ack == self.highest_received;
         let socket = self.slot.socket();
         socket.state() != State::SynReceived && socket.recv_queue() == 0 && socket.send_queue() == 0 && all_in_order
+    }
+}
+
+/// Has the sandbox's FIN been taken in?
+fn is_half_closed(state: State) -> bool {
+    match state {
+        State::CloseWait | State::LastAck | State::Closing | State::TimeWait => true,
+        State::Closed
+        | State::Listen
+        | State::SynSent
+        | State::SynReceived
+        | State::Established
+        | State::FinWait1
+        | State::FinWait2 => false,
     }
 }

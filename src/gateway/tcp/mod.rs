@@ -320,7 +320,9 @@ impl TcpTable {
         let clock = clock(self.epoch, now);
         let plain = wire::without_extensions(packet);
         let was_reset = tcp.rst();
-        open.receive(clock, interface, &mut segment.counters, plain.as_deref().unwrap_or(packet.bytes), link);
+        let text_end = sequence.wrapping_add(u32::from(tcp.syn())).wrapping_add(tcp.payload().len() as u32);
+        let bytes = plain.as_deref().unwrap_or(packet.bytes);
+        open.receive(clock, interface, &mut segment.counters, bytes, text_end, link);
         use smoltcp::socket::tcp::State::{Closed, Listen};
         open.reset_by_sandbox |= was_reset && matches!(open.slot.socket().state(), Closed | Listen);
         flow.last_active = now;
@@ -409,7 +411,7 @@ impl TcpTable {
         let interface = if key.from.is_ipv4() { &mut self.v4 } else { &mut self.v6 };
         *interface = fresh;
         let clock = clock(self.epoch, now);
-        open.receive(clock, interface, &mut segment.counters, held.bytes(), link);
+        open.receive(clock, interface, &mut segment.counters, held.bytes(), isn.wrapping_add(1), link);
         flow.state = State::Open(open);
         flow.last_active = now;
         self.connecting -= 1;

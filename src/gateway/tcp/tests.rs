@@ -776,6 +776,24 @@ fn text_behind_the_sandboxs_fin_is_not_given_to_the_host() {
     assert_eq!(sim.gateway.flows().0, 1, "the other half is still open");
 }
 
+#[test]
+fn text_behind_the_fin_is_not_given_to_a_host_that_was_slow_either() {
+    let mut sim = Sim::new(1500, Trouble::none());
+    sim.give_gateway(&raw_segment(SYN, 1, 0, &[], &[]));
+    sim.step(Duration::from_millis(5));
+    let acknowledge = isn_of_syn_ack(&mut sim).wrapping_add(1);
+    sim.stream().takes = 0;
+    sim.give_gateway(&raw_segment(ACK | FIN, 2, acknowledge, &[], b"text"));
+    sim.give_gateway(&raw_segment(ACK, 7, acknowledge, &[], b"more"));
+    sim.step(Duration::from_millis(5));
+    sim.device.incoming.clear();
+    assert_eq!((sim.stream().received.len(), sim.stream().write_shut), (0, false));
+    sim.stream().takes = usize::MAX;
+    sim.step(Duration::from_millis(5));
+    assert_eq!(sim.stream().received, b"text");
+    assert!(sim.stream().write_shut);
+}
+
 impl TcpTable {
     /// The sandbox's TCP port of a flow.
     pub(in crate::gateway) fn port_of(&mut self, id: TcpId) -> Option<u16> {
