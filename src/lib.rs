@@ -13,6 +13,7 @@
 //! | [`policy`] | the one place where a new flow is judged |
 //! | [`gateway`] | the stack sandboxes talk to. No system call, no clock |
 //! | [`host`] | host sockets: connect, datagrams, ping sockets, error queues |
+//! | [`publish`] | published ports: listeners, the spliced path, automatic publishing |
 //! | [`names`] | the DNS forwarder |
 //! | [`confine`] | what each process gives up |
 //! | [`observe`] | counters, logging |
@@ -31,6 +32,7 @@ pub mod names;
 pub mod observe;
 pub mod plan;
 pub mod policy;
+pub mod publish;
 pub mod sandbox;
 #[allow(unsafe_code)]
 pub mod sys;

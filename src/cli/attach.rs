@@ -79,6 +79,7 @@ impl AttachArgs {
         }
         shared.interface.configure = !self.no_configure;
         let plan = plan::Attach {
+            ports: plan::Ports::default(),
             id: shared.id,
             name: shared.name,
             target,

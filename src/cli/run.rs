@@ -121,6 +121,7 @@ impl RunArgs {
             names: shared.names,
             pid: self.pid,
             map_user: self.map_user,
+            ports: plan::Ports::default(),
             locked: self.locked,
             logging: self.logging.resolve(),
             command,

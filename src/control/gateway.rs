@@ -285,6 +285,12 @@ impl Control {
                 let reason = format!("this gateway serves one sandbox only, not also {}", endpoint.name);
                 refuse(&self.attach, &reason)
             }
+            // Ports are not served yet.
+            ToGateway::Inside
+            | ToGateway::Publish { .. }
+            | ToGateway::Unpublish { .. }
+            | ToGateway::Reach { .. }
+            | ToGateway::Answer { .. } => Ok(()),
             ToGateway::HostChanged { host } => {
                 tracing::info!(?host, "the host changed");
                 self.forwarder.handle_host_changed(&host);

@@ -5,9 +5,10 @@
 //! speaks first ([`ToGateway::Attach`]); the gateway answers [`FromGateway::Attached`] or
 //! [`FromGateway::Refused`]. Afterwards either side may speak at any time. When the connection closes the
 //! sandbox has ended and the gateway lets go of everything of it; a private gateway then ends itself.
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{Endpoint, HostView, LinkKind, Network};
+use crate::plan::{Endpoint, HostView, LinkKind, Network, PortFailure, ProxyVersion, Published, PublishedKey, Reached};
 
 /// Largest message in bytes.
 pub const MAX_MESSAGE: usize = 64 * 1024;
@@ -36,6 +37,38 @@ pub enum ToGateway {
         /// The host as it is now.
         host: HostView,
     },
+    /// The agent that makes sockets inside, one descriptor: a SOCK_SEQPACKET connection to it, which speaks
+    /// [`publish::inside`](crate::publish::inside). A later one takes the place of an earlier one.
+    Inside,
+    /// Serve these ports. One bound socket for each beside it, in their order; TCP sockets listen already.
+    /// Answered with [`FromGateway::Done`].
+    Publish {
+        /// Comes back with the answer.
+        request: u64,
+        /// At most [`MAX_FDS`](crate::sys::scm::MAX_FDS).
+        ports: Vec<Published>,
+    },
+    /// Close these ports' sockets; connections that exist go on. Answered with [`FromGateway::Done`] when they
+    /// are closed.
+    Unpublish {
+        /// Comes back with the answer.
+        request: u64,
+        /// Which; those that are not known are passed over.
+        ports: Vec<PublishedKey>,
+    },
+    /// Serve these listeners that the agent made inside; one bound socket for each beside it.
+    Reach {
+        /// At most [`MAX_FDS`](crate::sys::scm::MAX_FDS).
+        reached: Vec<Reached>,
+    },
+    /// What came of [`FromGateway::WantPublish`] or [`FromGateway::WantUnpublish`]. By then the gateway has had
+    /// every [`Publish`](Self::Publish) or [`Unpublish`](Self::Unpublish) that belongs to it.
+    Answer {
+        /// The request's number.
+        request: u64,
+        /// Why it was not done; then nothing was.
+        failure: Option<PortFailure>,
+    },
 }
 
 /// From a gateway.
@@ -48,6 +81,32 @@ pub enum FromGateway {
     Refused {
         /// What, why, what to do.
         reason: String,
+    },
+    /// What came of [`ToGateway::Publish`] or [`ToGateway::Unpublish`].
+    Done {
+        /// The request's number.
+        request: u64,
+        /// Why it was not done; one sentence.
+        error: Option<String>,
+    },
+    /// Somebody asked over the API for a port to be published: bind it and send [`ToGateway::Publish`], then
+    /// [`ToGateway::Answer`].
+    WantPublish {
+        /// Comes back with the answer.
+        request: u64,
+        /// As for `-p`.
+        spec: String,
+        /// As for `--proxy-protocol`.
+        proxy: Option<ProxyVersion>,
+        /// As for `--publish-from`; empty means what the sandbox was started with.
+        from: Vec<IpNet>,
+    },
+    /// Likewise, for taking back what a spec has published.
+    WantUnpublish {
+        /// Comes back with the answer.
+        request: u64,
+        /// As for `-p`.
+        spec: String,
     },
     /// Something the person should know once, for instance that ping sockets are closed.
     Notice {

@@ -18,6 +18,7 @@
 //! from its loop; a worker whose senders are all gone stops too. A sender whose worker has ended gets
 //! [`WorkerGone`].
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, mpsc};
@@ -27,7 +28,7 @@ use tokio::sync::oneshot;
 
 use crate::gateway::counters::{Counters, DropReason};
 use crate::gateway::link::Asker;
-use crate::plan::{Endpoint, HostView, LinkKind, Network};
+use crate::plan::{Endpoint, HostView, LinkKind, Network, Published, PublishedKey, Reached};
 
 /// Entries of the channel from a worker to the control thread.
 pub const EVENT_CAPACITY: usize = 1024;
@@ -56,6 +57,43 @@ pub enum Command {
         id: String,
         /// Answered when everything is closed.
         reply: oneshot::Sender<()>,
+    },
+    /// Ask this agent for sockets inside the sandbox from now on (see [`publish::inside`](crate::publish::inside)).
+    Inside {
+        /// The endpoint's id.
+        id: String,
+        /// A non-blocking SOCK_SEQPACKET connection to the agent.
+        agent: OwnedFd,
+    },
+    /// Serve these published ports. All or none.
+    Publish {
+        /// Each with its socket, checked and non-blocking.
+        ports: Vec<(Published, OwnedFd)>,
+        /// `Err` is one sentence.
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// Close these ports' sockets; what is connected stays so.
+    Unpublish {
+        /// Which; unknown ones are passed over.
+        ports: Vec<PublishedKey>,
+        /// Answered when they are closed.
+        reply: oneshot::Sender<()>,
+    },
+    /// Serve these listeners inside a sandbox, which lead to the host's loopback.
+    Reach {
+        /// The endpoint's id.
+        id: String,
+        /// Each with its socket, checked and non-blocking.
+        reached: Vec<(Reached, OwnedFd)>,
+    },
+    /// Describe some of the flows.
+    Flows {
+        /// Where the last page ended; 0 for the first.
+        cursor: u64,
+        /// Most flows in the answer.
+        limit: usize,
+        /// Where to.
+        reply: oneshot::Sender<FlowPage>,
     },
     /// The host's addresses or resolvers changed: new flows use them.
     HostChanged(HostView),
@@ -100,6 +138,47 @@ pub enum Event {
         /// What happened, in one sentence.
         reason: String,
     },
+}
+
+/// How a flow came to be, and which way its bytes take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FlowKind {
+    /// The sandbox began it.
+    Out,
+    /// A client of a published port, through the link, with its own address.
+    Published,
+    /// A client on the host's loopback, past the link.
+    Spliced,
+    /// The sandbox, to a port of the host's loopback (`--reach`).
+    Reach,
+}
+
+/// One flow, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowInfo {
+    /// `tcp`, `udp` or `icmp`.
+    pub protocol: String,
+    /// How it came to be.
+    pub kind: FlowKind,
+    /// The sandbox's id.
+    pub sandbox: String,
+    /// The sandbox's address and port.
+    pub inside: SocketAddr,
+    /// The other side, as the sandbox names it; for `spliced` and `reach` the host's side. `None` where there are
+    /// several.
+    pub outside: Option<SocketAddr>,
+    /// `connecting`, `open`, `closing`.
+    pub state: String,
+}
+
+/// Some of the flows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowPage {
+    /// They.
+    pub flows: Vec<FlowInfo>,
+    /// Where the next page begins; `None` after the last.
+    pub next: Option<u64>,
 }
 
 /// The counters of a worker's network at one moment, as the API shows them.

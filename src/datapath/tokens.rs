@@ -1,4 +1,4 @@
-//! What an event is about, packed into mio's token: the kind in the low three bits, an index above.
+//! What an event is about, packed into mio's token: the kind in the low four bits, an index above.
 use mio::Token;
 
 /// What became ready.
@@ -14,9 +14,19 @@ pub enum Kind {
     Ping,
     /// The control thread has sent a command.
     Command,
+    /// A listener: a published TCP port, or one inside a sandbox.
+    Listener,
+    /// One side of a spliced connection.
+    Splice,
+    /// The socket of a published UDP port, or one inside a sandbox.
+    Datagrams,
+    /// The other socket of a datagram flow past the link.
+    Detour,
+    /// The connection to a sandbox's agent.
+    Agent,
 }
 
-const BITS: usize = 3;
+const BITS: usize = 4;
 
 /// The token of the port at an index.
 pub fn port(index: u32) -> Token {
@@ -38,6 +48,31 @@ pub fn ping(index: u32) -> Token {
     Token((index as usize) << BITS | 3)
 }
 
+/// The token of a TCP listener.
+pub fn listener(index: u32) -> Token {
+    Token((index as usize) << BITS | 5)
+}
+
+/// The token of one side of a spliced connection.
+pub fn splice(index: u32) -> Token {
+    Token((index as usize) << BITS | 6)
+}
+
+/// The token of a socket that takes datagrams for a sandbox, or from one.
+pub fn datagrams(index: u32) -> Token {
+    Token((index as usize) << BITS | 7)
+}
+
+/// The token of the other socket of a datagram flow past the link.
+pub fn detour(index: u32) -> Token {
+    Token((index as usize) << BITS | 8)
+}
+
+/// The token of the connection to a sandbox's agent.
+pub fn agent(index: u32) -> Token {
+    Token((index as usize) << BITS | 9)
+}
+
 /// The token of the control thread's waker.
 pub const COMMAND: Token = Token(4);
 
@@ -50,6 +85,11 @@ pub fn read(token: Token) -> Option<(Kind, u32)> {
         2 => Kind::Udp,
         3 => Kind::Ping,
         4 => Kind::Command,
+        5 => Kind::Listener,
+        6 => Kind::Splice,
+        7 => Kind::Datagrams,
+        8 => Kind::Detour,
+        9 => Kind::Agent,
         _ => return None,
     };
     Some((kind, index))
@@ -66,6 +106,11 @@ mod tests {
             assert_eq!(read(tcp(index)), Some((Kind::Tcp, index)));
             assert_eq!(read(udp(index)), Some((Kind::Udp, index)));
             assert_eq!(read(ping(index)), Some((Kind::Ping, index)));
+            assert_eq!(read(listener(index)), Some((Kind::Listener, index)));
+            assert_eq!(read(splice(index)), Some((Kind::Splice, index)));
+            assert_eq!(read(datagrams(index)), Some((Kind::Datagrams, index)));
+            assert_eq!(read(detour(index)), Some((Kind::Detour, index)));
+            assert_eq!(read(agent(index)), Some((Kind::Agent, index)));
         }
         assert_eq!(read(COMMAND), Some((Kind::Command, 0)));
     }

@@ -20,7 +20,7 @@
 //! Frames are read before flows are pumped, so that many segments of a flow are answered by one
 //! acknowledgement, and the bytes of many segments leave in one send(2).
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
@@ -28,7 +28,7 @@ use mio::{Events, Interest, Poll, Waker};
 use slab::Slab;
 use tokio::sync::{mpsc, oneshot};
 
-use super::commands::{Command, CommandReceiver, CommandSender, Event, Snapshot};
+use super::commands::{Command, CommandReceiver, CommandSender, Event, FlowPage, Snapshot};
 use super::links::Links;
 use super::port::{self, RX_BUFFER, Receiver, RecvError};
 use super::tokens::{self, Kind};
@@ -40,7 +40,8 @@ use crate::gateway::tcp::flow::End;
 use crate::host::HostSide;
 use crate::host::ping::PingEvent;
 use crate::host::udp::UdpEvent;
-use crate::plan::{Endpoint, HostView, LinkKind, Network};
+use crate::plan::{Endpoint, HostView, LinkKind, Network, Published};
+use crate::publish::{Publishing, Surroundings};
 use crate::sys::dgram::Batch;
 
 /// Most frames taken from a port in one round.
@@ -85,6 +86,7 @@ pub struct Worker {
     ports: Slab<Port>,
     links: Links,
     served: Option<Served>,
+    publishing: Publishing,
     /// Ports that were left before they were empty.
     ready_ports: Vec<usize>,
     /// Ports of sandboxes that have ended, until all they sent is delivered.
@@ -103,6 +105,7 @@ impl Worker {
     pub fn new(events: mpsc::Sender<Event>) -> io::Result<(Worker, CommandSender)> {
         let poll = Poll::new()?;
         let (sender, commands) = CommandSender::new(Waker::new(poll.registry(), tokens::COMMAND)?);
+        let publishing = Publishing::new(poll.registry())?;
         let worker = Worker {
             poll,
             commands,
@@ -110,6 +113,7 @@ impl Worker {
             ports: Slab::new(),
             links: Links::new(),
             served: None,
+            publishing,
             ready_ports: Vec::new(),
             leaving: Vec::new(),
             ready_udp: Vec::new(),
@@ -162,6 +166,10 @@ impl Worker {
                     }
                     Some((Kind::Udp, index)) => self.ready_udp.push((index, event.is_error())),
                     Some((Kind::Ping, index)) => self.ready_ping.push((index, event.is_error())),
+                    Some((
+                        kind @ (Kind::Listener | Kind::Splice | Kind::Datagrams | Kind::Detour | Kind::Agent),
+                        index,
+                    )) => self.publishing.handle_event(kind, index, event),
                     Some((Kind::Command, _)) if !self.commands(now) => return Ok(()),
                     Some((Kind::Command, _)) | None => {}
                 }
@@ -169,6 +177,9 @@ impl Worker {
             self.full_links();
             self.datagrams(now);
             self.frames(now);
+            if let Some(Served { gateway, host }) = &mut self.served {
+                self.publishing.round(now, Surroundings { gateway, host, links: &mut self.links });
+            }
             self.flows(now);
             self.farewells(now);
             if let Some(Served { gateway, host }) = &mut self.served
@@ -183,14 +194,15 @@ impl Worker {
     fn patience(&mut self) -> Option<Duration> {
         let Served { gateway, .. } = self.served.as_mut()?;
         let busy = !(self.ready_ports.is_empty() && self.ready_udp.is_empty() && self.ready_ping.is_empty());
-        if busy || gateway.tcp().has_dirty() {
+        if busy || gateway.tcp().has_dirty() || self.publishing.is_busy() {
             return Some(Duration::ZERO);
         }
         if self.links.full().next().is_some() || !self.leaving.is_empty() {
             return Some(port::RETRY);
         }
         // mio rounds up to whole milliseconds.
-        Some(gateway.next_timeout()?.saturating_duration_since(Instant::now()))
+        let next = [gateway.next_timeout(), self.publishing.next_timeout()].into_iter().flatten().min()?;
+        Some(next.saturating_duration_since(Instant::now()))
     }
 
     fn port_event(&mut self, index: u32, event: &mio::event::Event) {
@@ -312,7 +324,8 @@ impl Worker {
         for leaving in std::mem::take(&mut self.leaving) {
             let port = PortId(leaving.key as u32);
             let busy = self.ready_ports.contains(&leaving.key)
-                || self.served.as_mut().is_some_and(|s| s.gateway.tcp().is_delivering(port));
+                || self.served.as_mut().is_some_and(|s| s.gateway.tcp().is_delivering(port))
+                || self.publishing.is_delivering(port);
             if busy && now < leaving.until {
                 self.leaving.push(leaving);
                 continue;
@@ -345,6 +358,7 @@ impl Worker {
             }
             Command::DetachPort { id, reply } => match self.ports.iter().find(|(_, p)| p.endpoint.id == id) {
                 Some((key, _)) => {
+                    self.publishing.close_listeners(PortId(key as u32));
                     self.leaving.push(Leaving { key, until: now + FAREWELL, reply });
                     if !self.ready_ports.contains(&key) {
                         self.ready_ports.push(key);
@@ -354,6 +368,30 @@ impl Worker {
                     let _ = reply.send(());
                 }
             },
+            Command::Inside { id, agent } => {
+                if let Some(port) = self.port_of(&id)
+                    && let Err(error) = self.publishing.add_agent(port, agent)
+                {
+                    tracing::warn!("the connection to the sandbox's agent cannot be watched: {error}");
+                }
+            }
+            Command::Publish { ports, reply } => {
+                let _ = reply.send(self.publish(ports));
+            }
+            Command::Unpublish { ports, reply } => {
+                self.publishing.unpublish(&ports);
+                let _ = reply.send(());
+            }
+            Command::Reach { id, reached } => {
+                if let Some(port) = self.port_of(&id)
+                    && let Err(error) = self.publishing.reach(port, reached)
+                {
+                    tracing::warn!("a port of the host cannot be reached from the sandbox: {error}");
+                }
+            }
+            Command::Flows { reply, .. } => {
+                let _ = reply.send(FlowPage::default());
+            }
             Command::HostChanged(view) => {
                 if let Some(Served { gateway, host }) = &mut self.served {
                     host.handle_host_changed(&view);
@@ -378,12 +416,24 @@ impl Worker {
         }
     }
 
+    /// Which port a sandbox has.
+    fn port_of(&self, id: &str) -> Option<PortId> {
+        self.ports.iter().find(|(_, port)| port.endpoint.id == id).map(|(key, _)| PortId(key as u32))
+    }
+
+    /// Serve published ports, all of one sandbox.
+    fn publish(&mut self, ports: Vec<(Published, OwnedFd)>) -> Result<(), String> {
+        let Some((first, _)) = ports.first() else { return Ok(()) };
+        let port = self.port_of(&first.sandbox).ok_or("the sandbox has ended")?;
+        self.publishing.publish(port, ports).map_err(|error| format!("the gateway cannot serve the ports: {error}"))
+    }
+
     fn attach(
         &mut self,
         now: Instant,
         endpoint: Endpoint,
         link: LinkKind,
-        fd: std::os::fd::OwnedFd,
+        fd: OwnedFd,
         network: Network,
         host: HostView,
     ) -> io::Result<()> {
@@ -411,6 +461,7 @@ impl Worker {
         if let Some(Served { gateway, host }) = &mut self.served {
             gateway.remove_port(PortId(key as u32), host);
         }
+        self.publishing.remove(PortId(key as u32));
         let port = self.ports.remove(key);
         let raw = port.raw;
         // The descriptor is shared with others who may keep it open: take it out of the epoll by name.

@@ -7,10 +7,15 @@
 
 mod mac;
 mod network;
+mod ports;
 mod run;
 pub mod subnet;
 pub mod words;
 
 pub use mac::{MacAddr, MacError};
 pub use network::{Endpoint, HostView, Ipv4Layout, Ipv6Layout, LinkKind, Network, Outbound};
+pub use ports::{
+    Auto, Expose, Origin, PortFailure, PortRange, Ports, Protocol, ProxyVersion, PublishSpec, Published, PublishedKey,
+    Reach, Reached,
+};
 pub use run::{Attach, HostTarget, Interface, LinkChoice, Logging, MapUser, Mode, Names, PidMode, Run, Target};

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MacAddr, Network};
+use super::{MacAddr, Network, Ports};
 
 /// Which network a sandbox gets (`--net`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +122,8 @@ pub struct Run {
     pub pid: PidMode,
     /// Ids inside.
     pub map_user: MapUser,
+    /// Ports published and reached, for mode `private`.
+    pub ports: Ports,
     /// CMD without capabilities over its network and mounts.
     pub locked: bool,
     /// What is said.
@@ -162,6 +164,8 @@ pub struct Attach {
     pub interface: Interface,
     /// `--dns-search`, announced by DHCP and router advertisement; `None` means the host's, an empty list none.
     pub search: Option<Vec<String>>,
+    /// Ports published and reached.
+    pub ports: Ports,
     /// What is said.
     pub logging: Logging,
     /// Where a `1` and a newline are written when the network is ready; then it is closed.

@@ -291,6 +291,7 @@ impl<'a> Service<'a> {
                 }
             }
             Some(FromGateway::Refused { reason }) => return Err(SandboxError::Inside(reason)),
+            Some(FromGateway::Done { .. } | FromGateway::WantPublish { .. } | FromGateway::WantUnpublish { .. }) => {}
             Some(FromGateway::Notice { text }) => tracing::warn!("{text}"),
             None => self.replace_gateway()?,
         }

@@ -394,6 +394,7 @@ impl Supervisor<'_> {
                 self.go_if_ready()?;
             }
             Some(FromGateway::Refused { reason }) => return Err(SandboxError::Inside(reason)),
+            Some(FromGateway::Done { .. } | FromGateway::WantPublish { .. } | FromGateway::WantUnpublish { .. }) => {}
             Some(FromGateway::Notice { text }) => tracing::warn!("{text}"),
             None => self.replace_gateway()?,
         }

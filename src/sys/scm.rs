@@ -8,14 +8,17 @@ use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Most descriptors in one message (the kernel's own limit is 253, SCM_MAX_FD).
-pub const MAX_FDS: usize = 16;
+pub const MAX_FDS: usize = 64;
 
 /// Room for the control message, aligned as `struct cmsghdr` has to be.
 #[repr(C, align(8))]
-struct Control([u8; 128]);
+struct Control([u8; CONTROL]);
+
+/// Bytes of it; a multiple of 8.
+const CONTROL: usize = 288;
 
 // CMSG_SPACE(MAX_FDS descriptors): header and payload, each rounded up to 8.
-const _: () = assert!(16 + MAX_FDS * size_of::<RawFd>() <= 128);
+const _: () = assert!(16 + MAX_FDS * size_of::<RawFd>() <= CONTROL);
 
 /// Why a message could not be sent or received.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +75,7 @@ pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(
     if fds.len() > MAX_FDS {
         return Err(ScmError::TooManyFds(fds.len()));
     }
-    let mut control = Control([0; 128]);
+    let mut control = Control([0; CONTROL]);
     let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     // SAFETY: `struct msghdr` is plain integers and pointers, for all of which zero is a value.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -111,7 +114,7 @@ pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(
 /// Receive one message into `buffer`: its length and its descriptors. A length of 0 is the end: the other side
 /// has closed.
 pub fn recv(socket: impl AsFd, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), ScmError> {
-    let mut control = Control([0; 128]);
+    let mut control = Control([0; CONTROL]);
     let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: `struct msghdr` is plain integers and pointers, for all of which zero is a value.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
