@@ -15,7 +15,7 @@ pub mod words;
 pub use mac::{MacAddr, MacError};
 pub use network::{Endpoint, HostView, Ipv4Layout, Ipv6Layout, LinkKind, Network, Outbound};
 pub use ports::{
-    Auto, Expose, Origin, PortFailure, PortRange, Ports, Protocol, ProxyVersion, PublishSpec, Published, PublishedKey,
-    Reach, Reached,
+    Auto, ClashError, Expose, Origin, PortFailure, PortRange, Ports, Protocol, ProxyVersion, PublishArg, PublishSpec,
+    Published, PublishedKey, Reach, Reached, SpecError, check_specs, parse_clients, parse_port,
 };
 pub use run::{Attach, HostTarget, Interface, LinkChoice, Logging, MapUser, Mode, Names, PidMode, Run, Target};

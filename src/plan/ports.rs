@@ -1,9 +1,14 @@
 //! Ports: what was asked to be published or reached, and what came of it.
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+mod parse;
+
+pub use parse::{PublishArg, SpecError, parse_clients, parse_port};
 
 /// A protocol with ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -102,10 +107,82 @@ pub struct Ports {
     pub expose: Vec<Expose>,
     /// `-P`: publish what is exposed, each at a free port.
     pub publish_exposed: bool,
+    /// The PROXY header for what `-P` publishes over TCP; the specs of `-p` each have their own.
+    pub exposed_proxy: Option<ProxyVersion>,
     /// `--publish-from`: who may connect; empty means everybody. The host's own loopback always may.
     pub from: Vec<IpNet>,
     /// `--reach`.
     pub reach: Vec<Reach>,
+}
+
+impl Ports {
+    /// Every spec there is to be published: those of `-p`, and with `-P` what is exposed.
+    pub fn specs(&self) -> impl Iterator<Item = Cow<'_, PublishSpec>> {
+        let exposed = self.expose.iter().filter(|_| self.publish_exposed);
+        let exposed = exposed.map(|expose| Cow::Owned(expose.spec(self.exposed_proxy)));
+        self.publish.iter().map(Cow::Borrowed).chain(exposed)
+    }
+
+    /// Refuses what cannot all be had: the same port of the host, or of the sandbox's loopback, wanted twice.
+    pub fn check(&self) -> Result<(), ClashError> {
+        check_specs(&self.publish)?;
+        for (at, reach) in self.reach.iter().enumerate() {
+            let clashes = |other: &&Reach| (other.sandbox_port, other.protocol) == (reach.sandbox_port, reach.protocol);
+            if let Some(other) = self.reach[..at].iter().find(clashes) {
+                return Err(ClashError {
+                    whose: "sandbox",
+                    port: reach.sandbox_port,
+                    protocol: reach.protocol,
+                    first: other.to_string(),
+                    second: reach.to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Two specs that cannot both be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "'{first}' and '{second}' both want {protocol} port {port} of the {whose}: leave one out, or take another port"
+)]
+pub struct ClashError {
+    whose: &'static str,
+    port: u16,
+    protocol: Protocol,
+    first: String,
+    second: String,
+}
+
+/// Refuses specs that want the same port of the host. Where a free port is picked there is always another.
+pub fn check_specs(specs: &[PublishSpec]) -> Result<(), ClashError> {
+    let fixed = |spec: &PublishSpec| spec.host.filter(|host| host.count() == spec.sandbox.count());
+    let mut wanted: Vec<(Protocol, PortRange, &PublishSpec)> =
+        specs.iter().filter_map(|spec| Some((spec.protocol, fixed(spec)?, spec))).collect();
+    // Whoever clashes with a spec begins, in this order, before the spec's ports end. Equals stay as they were given.
+    wanted.sort_by_key(|(protocol, ports, _)| (*protocol, ports.first));
+    for (at, (protocol, ports, spec)) in wanted.iter().enumerate() {
+        let near = wanted[at + 1..].iter().take_while(|(p, other, _)| p == protocol && other.first <= ports.last);
+        if let Some((_, other_ports, other)) = near.into_iter().find(|(_, _, other)| is_shared(spec, other)) {
+            return Err(ClashError {
+                whose: "host",
+                port: other_ports.first,
+                protocol: *protocol,
+                first: spec.text.clone(),
+                second: other.text.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Is there an address that both listen at?
+fn is_shared(a: &PublishSpec, b: &PublishSpec) -> bool {
+    match (a.address, b.address) {
+        (None, _) | (_, None) => true,
+        (Some(a), Some(b)) => a == b || a.is_ipv4() == b.is_ipv4() && (a.is_unspecified() || b.is_unspecified()),
+    }
 }
 
 /// Why a port is published.
@@ -179,4 +256,74 @@ pub struct PortFailure {
     pub code: String,
     /// What, why, what to do.
     pub message: String,
+}
+
+impl PortFailure {
+    /// A failure of this code.
+    pub fn new(code: &str, message: impl Into<String>) -> PortFailure {
+        PortFailure { code: code.to_owned(), message: message.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn clash(specs: &[&str]) -> Option<String> {
+        let specs: Vec<PublishSpec> = specs.iter().map(|text| PublishSpec::parse(text).unwrap()).collect();
+        check_specs(&specs).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_same_port_of_the_host_twice_names_both_specs() {
+        assert_eq!(
+            clash(&["8080:80", "127.0.0.1:8080:81"]).unwrap(),
+            "'8080:80' and '127.0.0.1:8080:81' both want tcp port 8080 of the host: leave one out, or take another port"
+        );
+        for specs in [
+            &["8080:80", "8080:80"][..],
+            &["9000:1", "8000-8009:80-89", "8005:1"],
+            &["0.0.0.0:8080:80", "127.0.0.1:8080:80"],
+            &["[::]:8080:80", "[::1]:8080:80"],
+            &["1-65535:1-65535", "1:1/udp", "70:2"],
+        ] {
+            assert!(clash(specs).is_some(), "{specs:?}");
+        }
+    }
+
+    #[test]
+    fn ports_that_can_all_be_had_are_no_clash() {
+        for specs in [
+            &["80", "80", "127.0.0.1::80"][..],
+            &["8080:80", "8080:80/udp"],
+            &["127.0.0.1:8080:80", "127.0.0.2:8080:80", "[::1]:8080:80"],
+            &["0.0.0.0:8080:80", "[::]:8080:80"],
+            &["8000-8009:80-89", "8010:80", "7999:80"],
+            &["8000-8009:80", "8000-8009:81"],
+        ] {
+            assert_eq!(clash(specs), None, "{specs:?}");
+        }
+    }
+
+    #[test]
+    fn a_port_of_the_sandboxs_loopback_can_lead_to_one_place_only() {
+        let reach = |texts: &[&str]| texts.iter().map(|text| Reach::parse(text).unwrap()).collect();
+        let ports = Ports { reach: reach(&["5432", "5432/udp", "5433"]), ..Ports::default() };
+        assert_eq!(ports.check(), Ok(()));
+        let ports = Ports { reach: reach(&["5432", "5433:5432"]), ..Ports::default() };
+        assert!(ports.check().unwrap_err().to_string().starts_with("'5432' and '5433:5432' both want tcp port 5432"));
+    }
+
+    #[test]
+    fn what_is_exposed_is_published_only_when_asked_for() {
+        let mut ports = Ports {
+            publish: vec![PublishSpec::parse("8080:80").unwrap()],
+            expose: vec![Expose::parse("90-91").unwrap()],
+            ..Ports::default()
+        };
+        let texts = |ports: &Ports| ports.specs().map(|spec| spec.text.clone()).collect::<Vec<_>>();
+        assert_eq!(texts(&ports), ["8080:80"]);
+        ports.publish_exposed = true;
+        assert_eq!(texts(&ports), ["8080:80", "90-91"]);
+    }
 }
