@@ -108,11 +108,122 @@ fn a_command_line_that_makes_no_sense_is_one_line_and_2() {
         (&["attach", "0"], "'0' is no value"),
         (&["attach", "1", "--netns", "/proc/1/ns/net"], "contradicts"),
         (&["exec", "name"], "something is missing"),
+        (&["run", "-p", "8080:80", "-p", "127.0.0.1:8080:81"], "both want tcp port 8080 of the host"),
+        (&["run", "-p", "auto", "-p", "auto:all"], "'-p auto' contradicts '-p auto:all'"),
+        (&["run", "--proxy-protocol", "v1"], "'--proxy-protocol' has no effect"),
+        (&["run", "--proxy-protocol", "v1", "-p", "53/udp"], "'--proxy-protocol' has no effect"),
+        (&["run", "--proxy-protocol", "v3", "-p", "80"], "possible are v1, v2"),
+        (&["run", "--reach", "1", "--reach", "2:1"], "both want tcp port 1 of the sandbox"),
+        (&["run", "-p", ""], "'' is no port spec: it is empty"),
+        (&["run", "--net", "host", "-p", "80"], "own ports are the host's: leave -p out"),
+        (&["run", "--net", "none", "--reach", "80"], "'--reach' has no effect with '--net none': nothing leads"),
+        (&["publish", "web", "80", "--proxy-protocol"], "needs a value"),
+        (&["publish", "web", "8080:80", "8080:81"], "both want tcp port 8080"),
+        (&["publish", "web"], "something is missing"),
+        (&["unpublish", "web"], "something is missing"),
     ];
     for (words, expected) in cases {
         let line = home.refusal(2, words);
         assert!(line.starts_with("tapline: ") && line.contains(expected), "{words:?}: {line}");
     }
+}
+
+#[test]
+fn a_bad_port_spec_is_shown_with_a_caret_and_2() {
+    let home = Home::new();
+    let cases: &[(&[&str], &str, &str)] = &[
+        (&["run", "-p", "x8080:80"], "'x8080:80' is no port spec: 'x8080' is not a port number (1 to 65535)", "^^^^^"),
+        (&["run", "-p", "0"], "'0' is not a port number", "^"),
+        (&["run", "-p8080:65536"], "'65536' is not a port number", "     ^^^^^"),
+        (&["attach", "-p", "89-80", "1"], "did you mean 80-89?", "^^^^^"),
+        (&["run", "--publish=8000-8009:80-85"], "ranges of the same length", "^^^^^^^^^^^^^^^"),
+        (&["run", "-p", "999.0.0.1:80:80"], "not an IPv4 address", "^^^^^^^^^"),
+        (&["run", "-p", "[::1:80:80"], "not closed", "^^^^^^^^^^"),
+        (&["run", "-p", "::1:8080:80"], "needs brackets: [::1]", "^^^"),
+        (&["run", "-p", "80/sctp"], "tcp or udp", "   ^^^^"),
+        (&["run", "-p", "80/udp,proxy=v1"], "not UDP", "       ^^^^^^^^"),
+        (&["run", "--expose", "80:80"], "too many parts", "  ^^^"),
+        (&["run", "--reach", "80-81"], "'80-81' is not a port number", "^^^^^"),
+        (&["run", "--publish-from", "10.0.0.1/8"], "did you mean 10.0.0.0/8?", "^^^^^^^^^^"),
+        (&["port", "web", "http"], "'http' is no port: ", "^^^^"),
+        (&["publish", "web", "80", "x"], "'x' is no port spec", "^"),
+        (&["unpublish", "web", "x"], "'x' is no port spec", "^"),
+    ];
+    for (words, fault, caret) in cases {
+        let output = home.tapline(words);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{words:?}: {stderr}");
+        let lines: Vec<&str> = stderr.lines().collect();
+        assert!(lines[0].starts_with("tapline: '") && lines[0].contains(fault), "{words:?}: {stderr}");
+        assert_eq!(lines[2], format!("    {caret}"), "{words:?}: {stderr}");
+        assert!(lines.len() == 4 && lines[3].starts_with("try 'tapline "), "{words:?}: {stderr}");
+    }
+}
+
+#[test]
+fn ports_are_in_the_plan() {
+    let home = Home::new();
+    let options = [
+        "-p",
+        "8080:80",
+        "-p",
+        "[::1]::53/udp",
+        "-p",
+        "81,proxy=v1",
+        "-p",
+        "auto",
+        "--proxy-protocol",
+        "v2",
+        "-P",
+        "--expose",
+        "90-91",
+        "--publish-from",
+        "192.0.2.7",
+        "--reach",
+        "5432:15432",
+    ];
+    for (verb, target) in [("run", "true"), ("attach", "1")] {
+        let words: Vec<&str> = [verb].iter().chain(&options).chain(&[target]).copied().collect();
+        let ports = home.plan(&words)["ports"].clone();
+        assert_eq!(ports["publish"].as_array().unwrap().len(), 3);
+        assert_eq!(ports["publish"][0]["text"], "8080:80");
+        assert_eq!(ports["publish"][0]["host"], serde_json::json!({"first": 8080, "last": 8080}));
+        let proxies: Vec<_> = ports["publish"].as_array().unwrap().iter().map(|spec| spec["proxy"].as_str()).collect();
+        assert_eq!(proxies, [Some("v2"), None, Some("v1")]);
+        assert_eq!(ports["auto"], "loopback");
+        assert_eq!(ports["publish_exposed"], true);
+        assert_eq!(ports["exposed_proxy"], "v2");
+        assert_eq!(ports["from"], serde_json::json!(["192.0.2.7/32"]));
+        assert_eq!(ports["reach"][0]["sandbox_port"], 15432);
+    }
+    let words: Vec<&str> = ["run", "--dry-run"].iter().chain(&options).copied().collect();
+    let text = home.stdout(&words);
+    for expected in [
+        "publish    port 8080 of all addresses of the host leads to 80/tcp, with a PROXY header (v2)",
+        "publish    a free port of ::1 leads to 53/udp",
+        "publish    free ports of all addresses of the host lead to 90-91/tcp",
+        "publish    whatever the sandbox listens at, on the host's loopback",
+        "clients    192.0.2.7/32 and the host's loopback",
+        "reach      tcp port 5432 of the host's loopback, at 15432 of the sandbox's",
+    ] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    let text = home.stdout(&["run", "--dry-run", "-P"]);
+    assert!(text.contains("warning    -P publishes what --expose names"), "{text}");
+}
+
+#[test]
+fn ports_may_stand_in_the_file() {
+    let home = Home::with_config("publish = [\"8080:80\", \"auto\"]\nexpose = 90\npublish-all = true\n");
+    let ports = home.plan(&["run", "true"])["ports"].clone();
+    assert_eq!((&ports["publish"][0]["text"], &ports["auto"]), (&"8080:80".into(), &"loopback".into()));
+    assert_eq!(ports["publish_exposed"], true);
+    let ports = home.plan(&["attach", "-p", "81", "--publish-all=false", "1"])["ports"].clone();
+    assert_eq!(ports["publish"].as_array().unwrap().len(), 1);
+    assert_eq!(ports["publish_exposed"], false);
+    // For other calls, as everything of the network.
+    let ports = home.plan(&["run", "--net", "host", "true"])["ports"].clone();
+    assert_eq!(ports["publish"], serde_json::json!([]));
 }
 
 #[test]
@@ -212,7 +323,14 @@ fn a_mistake_in_the_file_is_one_line_and_125() {
 
 #[test]
 fn nobody_of_that_name_is_one_line_and_125() {
-    for words in [&["stop", "nobody"][..], &["inspect", "nobody"], &["exec", "nobody", "--", "true"]] {
+    for words in [
+        &["stop", "nobody"][..],
+        &["inspect", "nobody"],
+        &["exec", "nobody", "--", "true"],
+        &["port", "nobody"],
+        &["publish", "nobody", "80"],
+        &["unpublish", "nobody", "80"],
+    ] {
         assert!(Home::new().refusal(125, words).contains("nobody"));
     }
 }

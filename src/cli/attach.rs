@@ -7,6 +7,7 @@ use clap::{ArgGroup, Args};
 use super::dry_run::{self, Format};
 use super::error::Failure;
 use super::options::{self, AccessArgs, LoggingArgs, NamesArgs, NetworkArgs};
+use super::port_options::PortsArgs;
 use super::{output, rooms};
 use crate::plan::{self, Target};
 
@@ -60,6 +61,8 @@ pub struct AttachArgs {
     #[command(flatten)]
     names: NamesArgs,
     #[command(flatten)]
+    ports: PortsArgs,
+    #[command(flatten)]
     logging: LoggingArgs,
 }
 
@@ -78,8 +81,10 @@ impl AttachArgs {
             ));
         }
         shared.interface.configure = !self.no_configure;
+        let (ports, warnings) = self.ports.resolve("attach")?;
+        shared.warnings.extend(warnings);
         let plan = plan::Attach {
-            ports: plan::Ports::default(),
+            ports,
             id: shared.id,
             name: shared.name,
             target,

@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 use clap::ValueEnum;
 
 use super::ps::mode_word;
-use crate::plan::{Attach, Interface, LinkChoice, MapUser, Mode, Network, PidMode, Run, Target};
+use crate::plan::{
+    Attach, Auto, Interface, LinkChoice, MapUser, Mode, Network, PidMode, Ports, PublishSpec, Run, Target,
+};
 
 /// How the plan is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -64,6 +66,7 @@ pub fn run(plan: &Run, warnings: &[String], format: Format) -> anyhow::Result<St
             if !plan.names.options.is_empty() {
                 lines.add("resolver", format_args!("options {}", plan.names.options.join(" ")));
             }
+            add_ports(&mut lines, &plan.ports);
         }
         Mode::None => lines.add("network", format_args!("{}: lo and nothing else", mode_word(plan.mode))),
         Mode::Host => lines.add("network", format_args!("{}: the host's own, no isolation", mode_word(plan.mode))),
@@ -87,6 +90,7 @@ pub fn attach(plan: &Attach, warnings: &[String], format: Format) -> anyhow::Res
         }
     }
     add_network(&mut lines, &plan.network, plan.search.as_deref(), &plan.interface);
+    add_ports(&mut lines, &plan.ports);
     if !plan.interface.configure {
         lines.add("configure", "no: the interface is made, and left without addresses");
     }
@@ -144,6 +148,50 @@ fn add_network(lines: &mut Lines, network: &Network, search: Option<&[String]>, 
     lines.add("UDP", format_args!("idle flows end after {} s", network.udp_timeout.as_secs()));
 }
 
+fn add_ports(lines: &mut Lines, ports: &Ports) {
+    for spec in ports.specs() {
+        lines.add("publish", published(&spec));
+    }
+    match ports.auto {
+        None => {}
+        Some(Auto::Loopback) => lines.add("publish", "whatever the sandbox listens at, on the host's loopback"),
+        Some(Auto::All) => lines.add("publish", "whatever the sandbox listens at, on all addresses of the host"),
+    }
+    if !ports.from.is_empty() {
+        let from: Vec<String> = ports.from.iter().map(|net| net.to_string()).collect();
+        lines.add("clients", format_args!("{} and the host's loopback", from.join(", ")));
+    }
+    for reach in &ports.reach {
+        lines.add(
+            "reach",
+            format_args!(
+                "{} port {} of the host's loopback, at {} of the sandbox's",
+                reach.protocol, reach.host_port, reach.sandbox_port
+            ),
+        );
+    }
+}
+
+/// Where a spec listens and where it leads.
+fn published(spec: &PublishSpec) -> String {
+    let host = match spec.host {
+        None if spec.sandbox.count() == 1 => "a free port".to_owned(),
+        None => "free ports".to_owned(),
+        Some(host) if host.count() != spec.sandbox.count() => format!("a free port of {host}"),
+        Some(host) if host.count() == 1 => format!("port {host}"),
+        Some(host) => format!("ports {host}"),
+    };
+    let address = match spec.address {
+        None => "all addresses of the host".to_owned(),
+        Some(ip) if ip.is_unspecified() && ip.is_ipv4() => "all IPv4 addresses of the host".to_owned(),
+        Some(ip) if ip.is_unspecified() => "all IPv6 addresses of the host".to_owned(),
+        Some(ip) => ip.to_string(),
+    };
+    let proxy = spec.proxy.map(|version| format!(", with a PROXY header ({version})")).unwrap_or_default();
+    let lead = if spec.sandbox.count() == 1 { "leads" } else { "lead" };
+    format!("{host} of {address} {lead} to {}/{}{proxy}", spec.sandbox, spec.protocol)
+}
+
 fn add_warnings(lines: &mut Lines, warnings: &[String]) {
     for warning in warnings {
         lines.add("warning", warning);
@@ -163,6 +211,20 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_spec_is_told_in_words() {
+        let of = |text| published(&PublishSpec::parse(text).unwrap());
+        assert_eq!(of("80"), "a free port of all addresses of the host leads to 80/tcp");
+        assert_eq!(
+            of("[::1]:8000-8009:80,proxy=v1"),
+            "a free port of 8000-8009 of ::1 leads to 80/tcp, with a PROXY header (v1)"
+        );
+        assert_eq!(
+            of("0.0.0.0:8000-8001:80-81/udp"),
+            "ports 8000-8001 of all IPv4 addresses of the host lead to 80-81/udp"
+        );
+    }
 
     #[test]
     fn words_are_quoted_where_a_shell_needs_it() {

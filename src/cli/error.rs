@@ -1,9 +1,12 @@
-//! What the person reads when something is wrong: one line that says what, why and what to do.
+//! What the person reads when something is wrong: one line that says what, why and what to do. (A mistake in a port
+//! spec is shown below that line as well.)
 use std::error::Error as _;
 use std::fmt::Write as _;
 use std::io;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+use crate::plan::SpecError;
 
 /// Exit status of a command line that makes no sense.
 pub const USAGE: u8 = 2;
@@ -81,7 +84,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 /// A line on standard error; that it cannot be written cannot be told to anybody.
-fn say(text: &str) {
+pub fn say(text: &str) {
     let _ = io::Write::write_all(&mut io::stderr(), format!("tapline: {text}\n").as_bytes());
 }
 
@@ -135,6 +138,9 @@ pub fn one_line(error: &clap::Error) -> String {
             format!("'{value}' is no value for '{argument}': possible are {valid}")
         }
         ErrorKind::ValueValidation => {
+            if let Some(fault) = error.source().and_then(|source| source.downcast_ref::<SpecError>()) {
+                return fault.to_string();
+            }
             let reason = error.source().map(|source| source.to_string()).unwrap_or_default();
             format!("'{value}' is no value for '{argument}': {reason}")
         }

@@ -35,10 +35,14 @@ mod man;
 mod options;
 mod output;
 mod pages;
+mod port;
+mod port_options;
 mod ps;
+mod publish;
 mod rooms;
 mod run;
 mod stop;
+mod unpublish;
 mod values;
 
 use error::Failure;
@@ -63,6 +67,9 @@ enum Verb {
     Exec(exec::ExecArgs),
     Ps(ps::PsArgs),
     Inspect(inspect::InspectArgs),
+    Port(port::PortArgs),
+    Publish(publish::PublishArgs),
+    Unpublish(unpublish::UnpublishArgs),
     Stop(stop::StopArgs),
     Completions(completions::CompletionsArgs),
     #[command(hide = true)]
@@ -109,6 +116,9 @@ fn dispatch(words: Vec<OsString>) -> Result<i32, Failure> {
         Verb::Exec(args) => args.execute(),
         Verb::Ps(args) => args.execute(),
         Verb::Inspect(args) => args.execute(),
+        Verb::Port(args) => args.execute(),
+        Verb::Publish(args) => args.execute(),
+        Verb::Unpublish(args) => args.execute(),
         Verb::Stop(args) => args.execute(),
         Verb::Completions(args) => args.execute(),
         Verb::Man(args) => args.execute(),

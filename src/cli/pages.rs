@@ -38,6 +38,13 @@ const OWN_STATUS: Items = &[
     ("125", "tapline failed; a line on standard error says why, and what to do."),
 ];
 
+const PORT_STATUS: Items = &[
+    ("0", "It was done."),
+    ("1", "Nothing is published for that port."),
+    ("2", "The command line makes no sense."),
+    ("125", "tapline failed; a line on standard error says why, and what to do."),
+];
+
 const COMMAND_STATUS: Items = &[
     ("2", "The command line makes no sense (or CMD ended with 2)."),
     ("125", "tapline failed; a line on standard error says why, and what to do."),
@@ -84,6 +91,12 @@ pub const PAGES: &[Page] = &[
             ),
             ("Other addresses, IPv4 only:", "tapline run --subnet 192.168.7.0/24 --ipv4-only"),
             ("A resolver and a name of one's own:", "tapline run --dns 192.0.2.53 --add-host db:192.0.2.7"),
+            (
+                "A service on port 8080 of the host, for its own users only:",
+                "tapline run -p 127.0.0.1:8080:80 -- nginx",
+            ),
+            ("Whatever the command listens at, under the same number:", "tapline run -p auto -- npm start"),
+            ("One port of the host's loopback:", "tapline run --reach 5432 -- psql -h 127.0.0.1"),
             ("What would be done:", "tapline run --dry-run -- make test"),
         ],
         exit_status: COMMAND_STATUS,
@@ -122,6 +135,33 @@ pub const PAGES: &[Page] = &[
     Page {
         verb: "inspect",
         examples: &[("Addresses, process ids and counters:", "tapline inspect bash-3f9a0d21")],
+        exit_status: OWN_STATUS,
+        files: &[STATE],
+        environment: &[XDG_RUNTIME],
+    },
+    Page {
+        verb: "port",
+        examples: &[("What is published:", "tapline port web"), ("Where port 80 is:", "tapline port web 80")],
+        exit_status: PORT_STATUS,
+        files: &[STATE],
+        environment: &[XDG_RUNTIME],
+    },
+    Page {
+        verb: "publish",
+        examples: &[
+            ("Port 80 at port 8080 of all addresses of the host:", "tapline publish web 8080:80"),
+            (
+                "Port 53 over UDP at a free port, for a subnet only:",
+                "tapline publish web 53/udp --publish-from 10.0.0.0/8",
+            ),
+        ],
+        exit_status: OWN_STATUS,
+        files: &[STATE],
+        environment: &[XDG_RUNTIME],
+    },
+    Page {
+        verb: "unpublish",
+        examples: &[("As it was published:", "tapline unpublish web 8080:80")],
         exit_status: OWN_STATUS,
         files: &[STATE],
         environment: &[XDG_RUNTIME],

@@ -6,6 +6,7 @@ use clap::{ArgMatches, Args};
 use super::dry_run::{self, Format};
 use super::error::Failure;
 use super::options::{self, AccessArgs, LoggingArgs, NamesArgs, NetworkArgs};
+use super::port_options::{self, PORT_OPTIONS, PortsArgs};
 use super::ps::mode_word;
 use super::{output, rooms};
 use crate::plan::{self, MapUser, Mode, PidMode, words};
@@ -50,6 +51,8 @@ pub struct RunArgs {
     access: AccessArgs,
     #[command(flatten)]
     names: NamesArgs,
+    #[command(flatten)]
+    ports: PortsArgs,
 
     /// Option for resolv.conf(5), like ndots:2; may be repeated
     #[arg(long, value_name = "OPTION", value_parser = words::parse_resolver_option, help_heading = "Names")]
@@ -91,6 +94,9 @@ impl RunArgs {
             Mode::None => &[],
             Mode::Host => &["dns", "dns-search", "dns-option", "no-dns"],
         };
+        if let Some(option) = PORT_OPTIONS.iter().find(|option| options::is_given(typed, option)) {
+            return Err(Failure::Usage("run", port_options::refusal(option, self.net)));
+        }
         match OF_THE_NETWORK.iter().chain(resolver).find(|option| options::is_given(typed, option)) {
             None => Ok(()),
             Some(option) => Err(Failure::Usage(
@@ -112,6 +118,15 @@ impl RunArgs {
             // Who shares the host's network is known there by the host's name, as under Docker.
             shared.names.hostname = own;
         }
+        // Those in the configuration file are for other calls then.
+        let ports = match self.net {
+            Mode::Private => {
+                let (ports, warnings) = self.ports.resolve("run")?;
+                shared.warnings.extend(warnings);
+                ports
+            }
+            Mode::None | Mode::Host => plan::Ports::default(),
+        };
         let plan = plan::Run {
             id: shared.id,
             name: shared.name,
@@ -121,7 +136,7 @@ impl RunArgs {
             names: shared.names,
             pid: self.pid,
             map_user: self.map_user,
-            ports: plan::Ports::default(),
+            ports,
             locked: self.locked,
             logging: self.logging.resolve(),
             command,

@@ -2,7 +2,7 @@
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 
-use crate::plan::{LinkChoice, MapUser, Mode, PidMode};
+use crate::plan::{LinkChoice, MapUser, Mode, PidMode, ProxyVersion};
 
 macro_rules! choices {
     ($($kind:ident { $($word:literal => $variant:ident, $help:literal;)+ })+) => {$(
@@ -37,6 +37,10 @@ choices! {
         "auto" => Auto, "a TAP device; without /dev/net/tun a packet socket";
         "tap" => Tap, "a TAP device or an error";
         "packet" => Packet, "a packet socket";
+    }
+    ProxyVersion {
+        "v1" => V1, "a line of text";
+        "v2" => V2, "binary";
     }
 }
 
