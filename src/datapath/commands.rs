@@ -8,8 +8,9 @@
 //! - control to worker: [`Command`]s over an unbounded std channel, with a [`mio::Waker`] registered in the
 //!   worker's poll. [`CommandSender::send`] puts the command in and wakes; the worker drains its
 //!   [`CommandReceiver`] whenever the waker's token is ready. What can be in that channel is bounded by those who
-//!   send: the attach connection (one command at a time, each waits for its reply), the host watch (rare), and DNS
-//!   answers (never more than the forwarder's bound of queries in flight).
+//!   send: the attach connection (as many ports as the supervisor has descriptors for), the host watch (rare), DNS
+//!   answers (never more than the forwarder's bound of queries in flight), and the API (one command at a time for
+//!   each of its connections).
 //! - worker to control: [`Event`]s over a bounded tokio channel of [`EVENT_CAPACITY`] entries, filled with
 //!   `try_send`. When it is full the worker goes on: a DNS query is counted as
 //!   [`DnsOverload`](crate::gateway::counters::DropReason::DnsOverload), and whoever asked asks again.
@@ -86,7 +87,8 @@ pub enum Command {
         /// Each with its socket, checked and non-blocking.
         reached: Vec<(Reached, OwnedFd)>,
     },
-    /// Describe some of the flows.
+    /// Describe some of the flows: a page costs little, whatever the number of flows, so that no frame waits. It may
+    /// have fewer than were asked for, even when more follow.
     Flows {
         /// Where the last page ended; 0 for the first.
         cursor: u64,
@@ -262,6 +264,13 @@ impl CommandSender {
     pub async fn snapshot(&self) -> Result<Snapshot, WorkerGone> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Snapshot { reply })?;
+        answer.await.map_err(|_| WorkerGone)
+    }
+
+    /// Ask for some of the flows and wait for them.
+    pub async fn flows(&self, cursor: u64, limit: usize) -> Result<FlowPage, WorkerGone> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Flows { cursor, limit, reply })?;
         answer.await.map_err(|_| WorkerGone)
     }
 }

@@ -28,7 +28,8 @@ use mio::{Events, Interest, Poll, Waker};
 use slab::Slab;
 use tokio::sync::{mpsc, oneshot};
 
-use super::commands::{Command, CommandReceiver, CommandSender, Event, FlowPage, Snapshot};
+use super::commands::{Command, CommandReceiver, CommandSender, Event, Snapshot};
+use super::flow_list;
 use super::links::Links;
 use super::port::{self, RX_BUFFER, Receiver, RecvError};
 use super::tokens::{self, Kind};
@@ -389,8 +390,11 @@ impl Worker {
                     tracing::warn!("a port of the host cannot be reached from the sandbox: {error}");
                 }
             }
-            Command::Flows { reply, .. } => {
-                let _ = reply.send(FlowPage::default());
+            Command::Flows { cursor, limit, reply } => {
+                let gateway = self.served.as_mut().map(|served| &mut served.gateway);
+                let ports = &self.ports;
+                let id = |port: PortId| ports.get(port.0 as usize).map(|port| port.endpoint.id.as_str());
+                let _ = reply.send(flow_list::page(gateway, &mut self.publishing, id, cursor, limit));
             }
             Command::HostChanged(view) => {
                 if let Some(Served { gateway, host }) = &mut self.served {

@@ -13,11 +13,12 @@
 //!
 //! Timers and limits: a flow ends when it was idle for a minute (RFC 5508 REQ-2; sooner where UDP flows are to
 //! end sooner). Each sandbox has at most [`MOST_FLOWS`]; the one idle longest makes room.
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use smoltcp::wire::IpProtocol;
 
+use super::describe::Description;
 use super::flows::{FlowTable, Idle};
 use super::quote::Quote;
 use super::udp::{host_error, offender_as_named, refusal_error};
@@ -72,6 +73,24 @@ impl EchoTable {
     /// Nothing there?
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// How many places the table has, taken or not.
+    pub fn places(&self) -> usize {
+        self.flows.places()
+    }
+
+    /// The flow at a place, for people; its identifier stands where others have a port.
+    pub fn describe(&self, place: usize) -> Option<Description> {
+        let (key, _) = self.flows.look(place)?;
+        Some(Description {
+            port: key.port,
+            protocol: "icmp",
+            published: false,
+            inside: SocketAddr::new(key.source, key.identifier),
+            outside: Some(SocketAddr::new(key.destination, 0)),
+            state: "open",
+        })
     }
 
     /// The port's flows end.

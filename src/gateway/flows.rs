@@ -133,6 +133,16 @@ impl<K: Copy + Eq + Hash, V> FlowTable<K, V> {
         place.flow.as_mut().map(|flow| (generation, &mut flow.value))
     }
 
+    /// How many places there are, taken or not: each flow is at one below.
+    pub fn places(&self) -> usize {
+        self.places.len()
+    }
+
+    /// The flow at this place, with its key.
+    pub fn look(&self, index: usize) -> Option<(&K, &V)> {
+        self.places.get(index)?.flow.as_ref().map(|flow| (&flow.key, &flow.value))
+    }
+
     /// Add a flow whose key is not in the table. Its place.
     pub fn insert(&mut self, now: Instant, port: PortId, key: K, value: V, idle: Idle) -> u32 {
         let port = self.port_place(port);

@@ -22,6 +22,7 @@ pub mod arp;
 #[cfg(test)]
 mod bad_input;
 pub mod counters;
+pub mod describe;
 pub mod dhcp;
 pub mod echo;
 pub mod emit;
@@ -37,7 +38,7 @@ pub mod reassembly;
 mod soak;
 pub mod tcp;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod udp;
 
 use std::collections::HashMap;
@@ -169,6 +170,24 @@ impl Gateway {
     /// TCP flows: the worker pumps bytes between them and host sockets.
     pub fn tcp(&mut self) -> &mut tcp::TcpTable {
         &mut self.tcp
+    }
+
+    /// How many places a table of flows has, taken or not.
+    pub fn places(&self, table: describe::Table) -> usize {
+        match table {
+            describe::Table::Tcp => self.tcp.places(),
+            describe::Table::Udp => self.udp.places(),
+            describe::Table::Echo => self.echo.places(),
+        }
+    }
+
+    /// The flow at a place of a table, if there is one.
+    pub fn describe(&mut self, table: describe::Table, place: usize) -> Option<describe::Description> {
+        match table {
+            describe::Table::Tcp => self.tcp.describe(place),
+            describe::Table::Udp => self.udp.describe(place),
+            describe::Table::Echo => self.echo.describe(place),
+        }
     }
 
     /// Numbers of flows now: TCP, UDP, ping.

@@ -59,6 +59,15 @@ impl Peers {
         self.addresses[self.recent] = Address { named, leads_to, port, written };
     }
 
+    /// The one address that was written to, as the sandbox names it, with the port that was written to last; `None`
+    /// where there are several.
+    pub fn only(&self) -> Option<SocketAddr> {
+        match &*self.addresses {
+            [address] => Some(SocketAddr::new(address.named, address.port)),
+            _ => None,
+        }
+    }
+
     /// The address as which the sandbox knows this sender; `None` when it has not written there.
     pub fn named(&self, from: SocketAddr) -> Option<IpAddr> {
         let matches = |a: &&Address| a.leads_to == from.ip();

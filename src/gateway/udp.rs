@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use smoltcp::wire::IpProtocol;
 
+use super::describe::Description;
 use super::flows::{FlowTable, Idle};
 use super::peers::Peers;
 use super::quote::Quote;
@@ -91,6 +92,24 @@ impl UdpTable {
     /// Nothing there?
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// How many places the table has, taken or not.
+    pub fn places(&self) -> usize {
+        self.flows.places()
+    }
+
+    /// The flow at a place, for people.
+    pub fn describe(&self, place: usize) -> Option<Description> {
+        let (_, flow) = self.flows.look(place)?;
+        Some(Description {
+            port: flow.peer.port,
+            protocol: "udp",
+            published: false,
+            inside: flow.source,
+            outside: flow.peers.only(),
+            state: "open",
+        })
     }
 
     /// The port's flows end.

