@@ -41,6 +41,9 @@ use crate::plan::{LinkKind, Network};
 use crate::sys::scm::ScmError;
 use crate::sys::spawn;
 use crate::sys::watch::Watched;
+use ports::Ports;
+
+mod ports;
 
 /// How long the worker may take to close its flows when the sandbox has ended.
 pub const GRACE: Duration = Duration::from_millis(100);
@@ -212,9 +215,14 @@ async fn control(
     if let Err(reason) = attached.await.map_err(|_| WorkerGone)? {
         return refuse(&attach, &reason);
     }
+    let attach = Arc::new(attach);
     let forwarder = Forwarder::new(&info.network, &info.host);
     let network = info.network.clone();
-    let state = ApiState::new(info, commands.clone(), forwarder.clone());
+    let state = ApiState::new(commands.clone(), forwarder.clone());
+    let (said, queue) = mpsc::channel(ports::QUEUE);
+    tokio::spawn(ports::speak(Arc::clone(&attach), queue));
+    let ports = Ports::new(id.clone(), commands.clone(), Arc::clone(&state), said.clone());
+    state.handle_attached(info, said);
     if let Some(api) = api {
         let state = Arc::clone(&state);
         tokio::spawn(async move {
@@ -223,12 +231,13 @@ async fn control(
             }
         });
     }
-    wire::send(&attach, &FromGateway::Attached, &[])?;
+    wire::send(&*attach, &FromGateway::Attached, &[])?;
 
-    let control = Control { attach, commands, forwarder, state, network };
+    let control = Control { attach, commands, forwarder, state, network, id: id.clone(), ports };
     let end = control.run(&mut events).await;
+    control.state.handle_ended(&id);
     // Whoever reads our standard error to its end need not wait for what comes now.
-    let _ = nix::unistd::dup2_stderr(&control.attach);
+    let _ = nix::unistd::dup2_stderr(&*control.attach);
     let (reply, detached) = oneshot::channel();
     if control.commands.send(Command::DetachPort { id, reply }).is_ok() {
         // Whether it took longer or has ended: the process ends now, and the kernel closes what is left.
@@ -238,11 +247,13 @@ async fn control(
 }
 
 struct Control {
-    attach: Watched,
+    attach: Arc<Watched>,
     commands: CommandSender,
     forwarder: Forwarder,
     state: Arc<ApiState>,
     network: Network,
+    id: String,
+    ports: Ports,
 }
 
 impl Control {
@@ -251,7 +262,7 @@ impl Control {
         loop {
             tokio::select! {
                 message = self.next_message() => match message {
-                    Ok(Some(message)) => self.handle_message(message)?,
+                    Ok(Some((message, fds))) => self.handle_message(message, fds)?,
                     Ok(None) => return Ok(()),
                     // It does not speak our language; it will still close its end when it is done.
                     Err(error @ (WireError::Json(_) | WireError::TooLarge(_))) => tracing::warn!("{error}"),
@@ -269,32 +280,34 @@ impl Control {
         }
     }
 
-    async fn next_message(&self) -> Result<Option<ToGateway>, WireError> {
+    async fn next_message(&self) -> Result<Option<(ToGateway, Vec<OwnedFd>)>, WireError> {
         let received = self.attach.read(|fd| match wire::recv(fd) {
             Err(error) if error.is_would_block() => None,
             other => Some(other),
         });
-        // Descriptors that come with it are closed: no message after the first has any.
-        let received = received.await.map_err(ScmError::Receive)??;
-        Ok(received.map(|(message, _)| message))
+        received.await.map_err(ScmError::Receive)?
     }
 
-    fn handle_message(&self, message: ToGateway) -> Result<(), GatewayError> {
+    fn handle_message(&self, message: ToGateway, fds: Vec<OwnedFd>) -> Result<(), GatewayError> {
         match message {
             ToGateway::Attach { endpoint, .. } => {
                 let reason = format!("this gateway serves one sandbox only, not also {}", endpoint.name);
-                refuse(&self.attach, &reason)
+                refuse(&*self.attach, &reason)
             }
-            // Ports are not served yet.
-            ToGateway::Inside
+            message @ (ToGateway::Inside
             | ToGateway::Publish { .. }
             | ToGateway::Unpublish { .. }
             | ToGateway::Reach { .. }
-            | ToGateway::Answer { .. } => Ok(()),
+            | ToGateway::Answer { .. }) => {
+                if let Some(failure) = self.ports.handle(message, fds)? {
+                    self.say(failure);
+                }
+                Ok(())
+            }
             ToGateway::HostChanged { host } => {
                 tracing::info!(?host, "the host changed");
                 self.forwarder.handle_host_changed(&host);
-                self.state.handle_host_changed(host.clone());
+                self.state.handle_host_changed(&self.id, host.clone());
                 Ok(self.commands.send(Command::HostChanged(host))?)
             }
         }
@@ -323,7 +336,8 @@ impl Control {
 
     /// Tell the person, through the supervisor.
     fn say(&self, text: String) {
-        if let Err(error) = wire::send(&self.attach, &FromGateway::Notice { text: text.clone() }, &[]) {
+        self.state.handle_notice(&self.id, &text);
+        if let Err(error) = wire::send(&*self.attach, &FromGateway::Notice { text: text.clone() }, &[]) {
             tracing::warn!("{text} (and the supervisor could not be told: {error})");
         }
     }

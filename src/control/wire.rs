@@ -40,12 +40,17 @@ pub fn send<T: Serialize>(socket: impl AsFd, message: &T, fds: &[BorrowedFd<'_>]
     Ok(scm::send(socket, &text, fds)?)
 }
 
-/// Receive a message and its descriptors; `None` when the other side has closed.
+/// Receive a message and its descriptors; `None` when the other side has closed. A message whose descriptors were lost,
+/// because this process has no room for them, comes without any: who sent it can be told.
 pub fn recv<T: DeserializeOwned>(socket: impl AsFd) -> Result<Option<(T, Vec<OwnedFd>)>, WireError> {
     let mut buffer = vec![0; MAX_MESSAGE];
     match scm::recv(socket, &mut buffer) {
         Ok((0, _)) => Ok(None),
         Ok((len, fds)) => Ok(Some((serde_json::from_slice(&buffer[..len])?, fds))),
+        Err(error @ ScmError::FdsLost(len)) => {
+            tracing::warn!("{error}");
+            Ok(Some((serde_json::from_slice(&buffer[..len])?, Vec::new())))
+        }
         // The other side was killed with a message of ours unread.
         Err(ScmError::Receive(error)) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
         Err(error) => Err(error.into()),

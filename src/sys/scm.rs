@@ -2,7 +2,8 @@
 //!
 //! The sockets are SOCK_SEQPACKET: a message arrives whole, with its descriptors, or not at all. What arrives
 //! is closed on exec from the first moment. A message that had more bytes or more descriptors than were asked
-//! for is an error, and everything that came with it is closed: half a message is worth nothing.
+//! for is an error, and everything that came with it is closed: half a message is worth nothing. (Where only descriptors
+//! were lost the bytes are in the buffer all the same, so that whoever waits for an answer can be told.)
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -36,8 +37,8 @@ pub enum ScmError {
     #[error("a message was longer than {0} bytes")]
     TooLong(usize),
     /// Descriptors were lost on the way: too many, or this process has no room for more.
-    #[error("descriptors of a message were lost: this process may have too many open (ulimit -n)")]
-    FdsLost,
+    #[error("descriptors of a message of {0} bytes were lost: this process may have too many open (ulimit -n)")]
+    FdsLost(usize),
 }
 
 impl ScmError {
@@ -135,7 +136,7 @@ pub fn recv(socket: impl AsFd, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>
     };
     let fds = descriptors(&message);
     if message.msg_flags & libc::MSG_CTRUNC != 0 {
-        return Err(ScmError::FdsLost);
+        return Err(ScmError::FdsLost(length));
     }
     if message.msg_flags & libc::MSG_TRUNC != 0 {
         return Err(ScmError::TooLong(buffer.len()));
@@ -249,7 +250,7 @@ mod tests {
             // SAFETY: setrlimit reads one structure.
             unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
             match recv(&b, &mut [0; 8]) {
-                Err(ScmError::FdsLost) => {}
+                Err(ScmError::FdsLost(1)) => {}
                 other => return Err(format!("{other:?}")),
             }
             match reader.read(&mut [0; 1]) {

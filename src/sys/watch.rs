@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// A descriptor whose readiness to be read a tokio runtime watches.
+/// A descriptor whose readiness to be read and written a tokio runtime watches.
 #[derive(Debug)]
 pub struct Watched(AsyncFd<OwnedFd>);
 
@@ -14,7 +14,7 @@ impl Watched {
     pub fn new(fd: OwnedFd) -> io::Result<Watched> {
         // SAFETY: an `OwnedFd` is open as long as it lives and always gives the same descriptor; this type lets
         // nobody swap it.
-        Ok(Watched(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?))
+        Ok(Watched(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE | Interest::WRITABLE) }?))
     }
 
     /// Wait until `read` gives something else than `None`, which means "nothing there yet".
@@ -22,6 +22,17 @@ impl Watched {
         loop {
             let mut ready = self.0.readable().await?;
             match read(self.0.get_ref().as_fd()) {
+                Some(value) => return Ok(value),
+                None => ready.clear_ready(),
+            }
+        }
+    }
+
+    /// Wait until `write` gives something else than `None`, which means "no room yet".
+    pub async fn write<T>(&self, mut write: impl FnMut(BorrowedFd<'_>) -> Option<T>) -> io::Result<T> {
+        loop {
+            let mut ready = self.0.writable().await?;
+            match write(self.0.get_ref().as_fd()) {
                 Some(value) => return Ok(value),
                 None => ready.clear_ready(),
             }

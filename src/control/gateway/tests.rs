@@ -233,7 +233,7 @@ fn api_socket(name: &str) -> (std::path::PathBuf, UnixListener) {
 fn the_api_shows_the_sandbox_and_its_counters() {
     let (path, listener) = api_socket("shows");
     let bench = Bench::attached(Some(listener));
-    let (status, body) = http(&path, "GET /v1/sandbox");
+    let (status, body) = http(&path, "GET /v1/sandboxes/web");
     assert_eq!(status, "HTTP/1.1 200 OK");
     assert_eq!(serde_json::from_value::<SandboxInfo>(body).unwrap(), info());
 
@@ -251,7 +251,7 @@ fn the_api_shows_the_sandbox_and_its_counters() {
 
     let (status, body) = http(&path, "GET /v1/elsewhere");
     assert_eq!((status.as_str(), &body["code"]), ("HTTP/1.1 404 Not Found", &"not_found".into()));
-    let (status, body) = http(&path, "DELETE /v1/sandbox");
+    let (status, body) = http(&path, "DELETE /v1/sandboxes");
     assert_eq!((status.as_str(), &body["code"]), ("HTTP/1.1 405 Method Not Allowed", &"method_not_allowed".into()));
     bench.end();
     std::fs::remove_file(path).unwrap();

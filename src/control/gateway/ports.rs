@@ -1,0 +1,218 @@
+//! Ports in the control thread: what the supervisor hands over is checked and passed on to the worker.
+//!
+//! # Theory of operation
+//!
+//! A message is taken apart at once ([`Ports::handle`]): descriptors are trusted only as what the kernel says they are
+//! (family, kind, what they are bound to, whether they listen) and made non-blocking, and the worker gets its command.
+//! The worker takes commands in the order they were sent, so nobody waits between one and the next. Its answers are
+//! awaited by a task of its own ([`finish`]), in the same order: it keeps the API's table, says
+//! [`FromGateway::Done`], and only then passes on the supervisor's answer to what a client of the API had asked for.
+//!
+//! Another task ([`speak`]) sends what is said to the supervisor, and waits while the supervisor reads nothing.
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use socket2::{Domain, SockRef, Type};
+use tokio::sync::{mpsc, oneshot};
+
+use super::super::api::ApiState;
+use super::super::messages::{FromGateway, ToGateway};
+use super::super::wire::{self, WireError};
+use super::{check_attach, set_nonblocking};
+use crate::datapath::commands::{Command, CommandSender, WorkerGone};
+use crate::plan::{PortFailure, Protocol, Published, PublishedKey, Reached};
+use crate::sys::watch::Watched;
+
+/// Messages to the supervisor that wait to be sent.
+pub const QUEUE: usize = 64;
+
+/// The ports of one sandbox.
+pub struct Ports {
+    id: String,
+    commands: CommandSender,
+    steps: mpsc::UnboundedSender<Step>,
+}
+
+/// What is to be done after all that came before it.
+#[derive(Debug)]
+enum Step {
+    Published { request: u64, ports: Vec<Published>, done: oneshot::Receiver<Result<(), String>> },
+    Unpublished { request: u64, ports: Vec<PublishedKey>, done: oneshot::Receiver<()> },
+    Refused { request: u64, error: String },
+    Answered { request: u64, failure: Option<PortFailure> },
+}
+
+impl Ports {
+    /// For the sandbox with this id. Call it within a tokio runtime.
+    pub fn new(id: String, commands: CommandSender, state: Arc<ApiState>, said: mpsc::Sender<FromGateway>) -> Ports {
+        let (steps, queue) = mpsc::unbounded_channel();
+        tokio::spawn(finish(queue, id.clone(), state, said));
+        Ports { id, commands, steps }
+    }
+
+    /// A message about ports. `Ok` with a sentence where something cannot be done and the message has no answer.
+    pub fn handle(&self, message: ToGateway, fds: Vec<OwnedFd>) -> Result<Option<String>, WorkerGone> {
+        match message {
+            ToGateway::Inside => match inside(fds) {
+                Ok(agent) => self.commands.send(Command::Inside { id: self.id.clone(), agent })?,
+                Err(error) => return Ok(Some(format!("the gateway cannot use the sandbox's agent: {error}"))),
+            },
+            ToGateway::Publish { request, ports } => match self.published(ports, fds) {
+                Ok(ports) => {
+                    let (reply, done) = oneshot::channel();
+                    let served = ports.iter().map(|(port, _)| port.clone()).collect();
+                    self.commands.send(Command::Publish { ports, reply })?;
+                    self.then(Step::Published { request, ports: served, done });
+                }
+                Err(error) => self.then(Step::Refused { request, error }),
+            },
+            ToGateway::Unpublish { request, ports } => {
+                let (reply, done) = oneshot::channel();
+                self.commands.send(Command::Unpublish { ports: ports.clone(), reply })?;
+                self.then(Step::Unpublished { request, ports, done });
+            }
+            ToGateway::Reach { reached } => match paired("reach", reached, fds, check_reached) {
+                Ok(reached) => self.commands.send(Command::Reach { id: self.id.clone(), reached })?,
+                Err(error) => return Ok(Some(format!("ports of the host cannot be reached: {error}"))),
+            },
+            ToGateway::Answer { request, failure } => self.then(Step::Answered { request, failure }),
+            ToGateway::Attach { .. } | ToGateway::HostChanged { .. } => {}
+        }
+        Ok(None)
+    }
+
+    fn published(&self, ports: Vec<Published>, fds: Vec<OwnedFd>) -> Result<Vec<(Published, OwnedFd)>, String> {
+        if let Some(other) = ports.iter().find(|port| port.sandbox != self.id) {
+            return Err(format!("a port of the sandbox {} came over the connection of {}", other.sandbox, self.id));
+        }
+        paired("publish", ports, fds, check_published)
+    }
+
+    fn then(&self, step: Step) {
+        // Its reader lives as long as the runtime.
+        let _ = self.steps.send(step);
+    }
+}
+
+/// Finish one step after the other.
+async fn finish(
+    mut steps: mpsc::UnboundedReceiver<Step>,
+    id: String,
+    state: Arc<ApiState>,
+    said: mpsc::Sender<FromGateway>,
+) {
+    while let Some(step) = steps.recv().await {
+        let (request, error) = match step {
+            Step::Published { request, ports, done } => match done.await {
+                Ok(Ok(())) => {
+                    state.handle_published(&id, ports);
+                    (request, None)
+                }
+                Ok(Err(error)) => (request, Some(error)),
+                Err(_) => (request, Some(WorkerGone.to_string())),
+            },
+            Step::Unpublished { request, ports, done } => {
+                // A worker that has gone has closed them.
+                let _ = done.await;
+                state.handle_unpublished(&id, &ports);
+                (request, None)
+            }
+            Step::Refused { request, error } => (request, Some(error)),
+            Step::Answered { request, failure } => {
+                state.handle_answer(&id, request, failure);
+                continue;
+            }
+        };
+        if said.send(FromGateway::Done { request, error }).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Say to the supervisor what is to be said.
+pub async fn speak(attach: Arc<Watched>, mut queue: mpsc::Receiver<FromGateway>) {
+    while let Some(message) = queue.recv().await {
+        let sent = attach.write(|fd| match wire::send(fd, &message, &[]) {
+            Err(error) if error.is_would_block() => None,
+            other => Some(other),
+        });
+        match sent.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error @ (WireError::TooLarge(_) | WireError::Json(_)))) => tracing::warn!("{error}"),
+            // The supervisor has gone; whoever reads the connection sees it as well.
+            Ok(Err(_)) | Err(_) => return,
+        }
+    }
+}
+
+/// Each with its socket, of which there must be as many, checked and non-blocking.
+fn paired<T>(
+    message: &str,
+    items: Vec<T>,
+    fds: Vec<OwnedFd>,
+    check: impl Fn(&T, &OwnedFd) -> Result<(), String>,
+) -> Result<Vec<(T, OwnedFd)>, String> {
+    count(message, fds.len(), items.len())?;
+    let pairs: Vec<(T, OwnedFd)> = items.into_iter().zip(fds).collect();
+    for (item, fd) in &pairs {
+        check(item, fd)?;
+        set_nonblocking(fd).map_err(|error| format!("a socket cannot be made non-blocking: {error}"))?;
+    }
+    Ok(pairs)
+}
+
+fn count(message: &str, came: usize, expected: usize) -> Result<(), String> {
+    if came == expected {
+        return Ok(());
+    }
+    let hint = if came == 0 { "; the gateway may have too many open (ulimit -n)" } else { "" };
+    Err(format!("{came} descriptors came with `{message}`, {expected} were expected{hint}"))
+}
+
+/// The connection to an agent.
+fn inside(fds: Vec<OwnedFd>) -> Result<OwnedFd, String> {
+    count("inside", fds.len(), 1)?;
+    let agent = fds.into_iter().next().ok_or("no descriptor")?;
+    check_attach(&agent).and_then(|()| set_nonblocking(&agent)).map_err(|error| error.to_string())?;
+    Ok(agent)
+}
+
+fn check_published(port: &Published, fd: &OwnedFd) -> Result<(), String> {
+    check_bound(port.protocol, port.host, fd)
+        .and_then(|()| match port.host.is_ipv6() && SockRef::from(fd).only_v6()? == port.dual_stack {
+            true => Err(io::Error::other("its IPV6_V6ONLY is not as it was said")),
+            false => Ok(()),
+        })
+        .map_err(|error| {
+            format!("the socket for {}/{} is not what it is said to be: {error}", port.host, port.protocol)
+        })
+}
+
+fn check_reached(reached: &Reached, fd: &OwnedFd) -> Result<(), String> {
+    check_bound(reached.protocol, reached.inside, fd).map_err(|error| {
+        format!("the socket at {}/{} is not what it is said to be: {error}", reached.inside, reached.protocol)
+    })
+}
+
+/// Is it a socket of this protocol, bound there, and does it listen if it is TCP?
+fn check_bound(protocol: Protocol, to: std::net::SocketAddr, fd: &OwnedFd) -> io::Result<()> {
+    let socket = SockRef::from(fd);
+    let (kind, number) = match protocol {
+        Protocol::Tcp => (Type::STREAM, socket2::Protocol::TCP),
+        Protocol::Udp => (Type::DGRAM, socket2::Protocol::UDP),
+    };
+    let family = if to.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    if socket.domain()? != family || socket.r#type()? != kind || socket.protocol()? != Some(number) {
+        return Err(io::Error::other("it is another kind of socket"));
+    }
+    match socket.local_addr()?.as_socket() {
+        Some(bound) if bound == to => {}
+        Some(bound) => return Err(io::Error::other(format!("it is bound to {bound}"))),
+        None => return Err(io::Error::other("it is not bound")),
+    }
+    if protocol == Protocol::Tcp && !socket.is_listener()? {
+        return Err(io::Error::other("it does not listen"));
+    }
+    Ok(())
+}
