@@ -80,6 +80,27 @@ mod tests {
     }
 
     #[test]
+    fn a_message_whose_descriptors_were_lost_comes_without_them() {
+        crate::sys::testing::in_child(|| {
+            use nix::sys::resource::{Resource, setrlimit};
+            let text = |error: &dyn std::fmt::Display| error.to_string();
+            let (one, two) = scm::pair().map_err(|e| text(&e))?;
+            let (mut reader, writer) = io::pipe().map_err(|e| text(&e))?;
+            send(&one, &ToGateway::Inside, &[writer.as_fd()]).map_err(|e| text(&e))?;
+            drop(writer);
+            setrlimit(Resource::RLIMIT_NOFILE, 3, 3).map_err(|e| text(&e))?;
+            match recv::<ToGateway>(&two) {
+                Ok(Some((ToGateway::Inside, fds))) if fds.is_empty() => {}
+                other => return Err(format!("{other:?}")),
+            }
+            match reader.read(&mut [0; 1]) {
+                Ok(0) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
+    }
+
+    #[test]
     fn a_closed_end_is_no_message_and_nonsense_is_an_error() {
         let (one, two) = scm::pair().unwrap();
         scm::send(&one, b"{\"type\":\"sing\"}", &[]).unwrap();

@@ -6,10 +6,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc as sync_mpsc;
 use std::thread::JoinHandle;
 
+use socket2::Socket;
+
 use super::*;
 use crate::datapath::commands::{CommandReceiver, Snapshot};
 use crate::gateway::link::{Asker, Peer, PortId};
-use crate::plan::{Endpoint, HostView, MacAddr, Outbound};
+use crate::plan::{Endpoint, HostView, MacAddr, Origin, Outbound, Protocol, Published, Reached};
 use crate::sys::scm;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -98,7 +100,21 @@ impl Bench {
     }
 
     fn send(&self, message: &ToGateway) {
-        wire::send(self.supervisor.as_ref().unwrap(), message, &[]).unwrap();
+        self.hand(message, &[]);
+    }
+
+    /// Send a message with sockets beside it.
+    fn hand(&self, message: &ToGateway, sockets: &[&Socket]) {
+        let fds: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+        wire::send(self.supervisor.as_ref().unwrap(), message, &fds).unwrap();
+    }
+
+    /// What came of a request.
+    fn done(&self) -> (u64, Option<String>) {
+        match self.said() {
+            Some(FromGateway::Done { request, error }) => (request, error),
+            other => panic!("{other:?}"),
+        }
     }
 
     /// The sandbox ends.
@@ -253,6 +269,254 @@ fn the_api_shows_the_sandbox_and_its_counters() {
     assert_eq!((status.as_str(), &body["code"]), ("HTTP/1.1 404 Not Found", &"not_found".into()));
     let (status, body) = http(&path, "DELETE /v1/sandboxes");
     assert_eq!((status.as_str(), &body["code"]), ("HTTP/1.1 405 Method Not Allowed", &"method_not_allowed".into()));
+    bench.end();
+    std::fs::remove_file(path).unwrap();
+}
+
+/// A bound socket, which listens if it is TCP, and the port it serves.
+fn published(protocol: Protocol, address: &str) -> (Published, Socket) {
+    let address: SocketAddr = address.parse().unwrap();
+    let kind = if protocol == Protocol::Tcp { Type::STREAM } else { Type::DGRAM };
+    let socket = Socket::new(Domain::for_address(address), kind, None).unwrap();
+    if address.is_ipv6() {
+        socket.set_only_v6(true).unwrap();
+    }
+    socket.bind(&address.into()).unwrap();
+    if protocol == Protocol::Tcp {
+        socket.listen(8).unwrap();
+    }
+    let port = Published {
+        sandbox: "0123456789ab".into(),
+        protocol,
+        host: socket.local_addr().unwrap().as_socket().unwrap(),
+        dual_stack: false,
+        sandbox_port: 80,
+        proxy: None,
+        from: Vec::new(),
+        spec: "80".into(),
+        origin: Origin::Option,
+    };
+    (port, socket)
+}
+
+#[test]
+fn ports_are_served_and_closed_by_the_worker() {
+    let (path, listener) = api_socket("ports");
+    let bench = Bench::attached(Some(listener));
+    let (tcp, tcp_socket) = published(Protocol::Tcp, "127.0.0.1:0");
+    let (udp, udp_socket) = published(Protocol::Udp, "[::1]:0");
+    let ports = vec![tcp.clone(), udp.clone()];
+    bench.hand(&ToGateway::Publish { request: 7, ports: ports.clone() }, &[&tcp_socket, &udp_socket]);
+    match bench.command() {
+        Command::Publish { ports: served, reply } => {
+            let (came, sockets): (Vec<_>, Vec<_>) = served.into_iter().unzip();
+            assert_eq!(came, ports);
+            for (socket, port) in sockets.into_iter().map(Socket::from).zip(&ports) {
+                assert_eq!(socket.local_addr().unwrap().as_socket(), Some(port.host));
+                assert!(socket.nonblocking().unwrap());
+            }
+            reply.send(Ok(())).unwrap();
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(bench.done(), (7, None));
+    let listed = |ports: &[&Published]| {
+        assert_eq!(http(&path, "GET /v1/sandboxes/web/ports").1, serde_json::json!({ "ports": ports }));
+    };
+    listed(&[&tcp, &udp]);
+
+    bench.send(&ToGateway::Unpublish { request: 8, ports: vec![tcp.key()] });
+    match bench.command() {
+        Command::Unpublish { ports, reply } => {
+            assert_eq!(ports, [tcp.key()]);
+            reply.send(()).unwrap();
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(bench.done(), (8, None));
+    listed(&[&udp]);
+
+    // What the worker cannot serve is not listed.
+    bench.hand(&ToGateway::Publish { request: 9, ports: vec![tcp] }, &[&tcp_socket]);
+    match bench.command() {
+        Command::Publish { reply, .. } => reply.send(Err("no room".into())).unwrap(),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(bench.done(), (9, Some("no room".into())));
+    listed(&[&udp]);
+    bench.end();
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn sockets_that_are_not_what_they_are_said_to_be_are_refused_and_closed() {
+    let bench = Bench::attached(None);
+    let (port, socket) = published(Protocol::Tcp, "127.0.0.1:0");
+    let (other, other_socket) = published(Protocol::Tcp, "127.0.0.1:0");
+    let (_, datagram) = published(Protocol::Udp, "127.0.0.1:0");
+    let (six, six_socket) = published(Protocol::Tcp, "[::1]:0");
+    let silent = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    silent.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let silent_port = Published { host: silent.local_addr().unwrap().as_socket().unwrap(), ..port.clone() };
+    let file = Socket::from(file());
+    let foreign = Published { sandbox: "ffffffffffff".into(), ..port.clone() };
+    let dual = Published { dual_stack: true, ..six };
+    let cases: [(Vec<Published>, &[&Socket], &str); 9] = [
+        (vec![port.clone()], &[], "0 descriptors came with `publish`, 1 were expected"),
+        (vec![port.clone()], &[&socket, &other_socket], "2 descriptors came"),
+        (vec![], &[&socket], "0 were expected"),
+        (vec![port.clone(), other], &[&socket, &socket], "it is bound to"),
+        (vec![port.clone()], &[&datagram], "another kind of socket"),
+        (vec![port.clone()], &[&file], "is not what it is said to be"),
+        (vec![silent_port], &[&silent], "it does not listen"),
+        (vec![dual], &[&six_socket], "IPV6_V6ONLY"),
+        (vec![foreign], &[&socket], "a port of the sandbox ffffffffffff"),
+    ];
+    for (request, (ports, sockets, reason)) in cases.into_iter().enumerate() {
+        bench.hand(&ToGateway::Publish { request: request as u64, ports }, sockets);
+        let (answered, error) = bench.done();
+        assert_eq!(answered, request as u64);
+        assert!(error.as_ref().is_some_and(|error| error.contains(reason)), "{reason}: {error:?}");
+    }
+    // Nobody else has the listener any more.
+    drop(socket);
+    drop(std::net::TcpListener::bind(port.host).unwrap());
+    bench.end();
+}
+
+#[test]
+fn requests_about_ports_neither_overtake_nor_hold_up() {
+    let bench = Bench::attached(None);
+    let (one, one_socket) = published(Protocol::Tcp, "127.0.0.1:0");
+    let (two, two_socket) = published(Protocol::Tcp, "127.0.0.1:0");
+    bench.hand(&ToGateway::Publish { request: 1, ports: vec![one.clone()] }, &[&one_socket]);
+    bench.send(&ToGateway::Unpublish { request: 2, ports: vec![one.key()] });
+    bench.hand(&ToGateway::Publish { request: 3, ports: vec![two] }, &[]);
+    bench.send(&ToGateway::HostChanged { host: HostView::default() });
+    bench.hand(&ToGateway::Publish { request: 4, ports: vec![one] }, &[&two_socket]);
+    // The worker has all of it before it has answered anything.
+    let Command::Publish { reply: first, .. } = bench.command() else { panic!() };
+    let Command::Unpublish { reply: second, .. } = bench.command() else { panic!() };
+    assert!(matches!(bench.command(), Command::HostChanged(_)));
+    second.send(()).unwrap();
+    first.send(Ok(())).unwrap();
+    assert_eq!(bench.done(), (1, None));
+    assert_eq!(bench.done(), (2, None));
+    for request in [3, 4] {
+        let (answered, error) = bench.done();
+        assert!(answered == request && error.is_some());
+    }
+    bench.end();
+}
+
+#[test]
+fn a_port_that_the_api_is_asked_for_is_bound_by_the_supervisor() {
+    let (path, listener) = api_socket("asked");
+    let bench = Bench::attached(Some(listener));
+    let client = std::thread::spawn({
+        let path = path.clone();
+        move || {
+            let body = r#"{"spec":"127.0.0.1::80"}"#;
+            let length = body.len();
+            let head = format!("Content-Type: application/json\r\nContent-Length: {length}\r\nConnection: close");
+            let mut stream = UnixStream::connect(path).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let request = "POST /v1/sandboxes/web/ports HTTP/1.1\r\nHost: tapline";
+            write!(stream, "{request}\r\n{head}\r\n\r\n{body}").unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            text
+        }
+    });
+    let request = match bench.said() {
+        Some(FromGateway::WantPublish { request, spec, proxy: None, from }) if from.is_empty() => {
+            assert_eq!(spec, "127.0.0.1::80");
+            request
+        }
+        other => panic!("{other:?}"),
+    };
+    let (port, socket) = published(Protocol::Tcp, "127.0.0.1:0");
+    let port = Published { spec: "127.0.0.1::80".into(), origin: Origin::Api, ..port };
+    bench.hand(&ToGateway::Publish { request: 1, ports: vec![port.clone()] }, &[&socket]);
+    // It may come before the worker has said anything.
+    bench.send(&ToGateway::Answer { request, failure: None });
+    match bench.command() {
+        Command::Publish { reply, .. } => reply.send(Ok(())).unwrap(),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(bench.done(), (1, None));
+    let answer = client.join().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 201 Created"), "{answer}");
+    let body: serde_json::Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert_eq!(body, serde_json::json!({ "ports": [port] }));
+    bench.end();
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn the_agent_and_listeners_inside_are_handed_on() {
+    let bench = Bench::attached(None);
+    let (agent, _inside) = scm::pair().unwrap();
+    let agent = Socket::from(agent);
+    bench.hand(&ToGateway::Inside, &[&agent]);
+    match bench.command() {
+        Command::Inside { id, agent } => {
+            assert_eq!(id, "0123456789ab");
+            assert!(Socket::from(agent).nonblocking().unwrap());
+        }
+        other => panic!("{other:?}"),
+    }
+    let (port, socket) = published(Protocol::Tcp, "127.0.0.1:0");
+    let reached = Reached { host_port: 5432, protocol: Protocol::Tcp, inside: port.host };
+    bench.hand(&ToGateway::Reach { reached: vec![reached] }, &[&socket]);
+    match bench.command() {
+        Command::Reach { id, reached: came } => {
+            assert_eq!((id.as_str(), came[0].0), ("0123456789ab", reached));
+        }
+        other => panic!("{other:?}"),
+    }
+    for (message, sockets) in [
+        (ToGateway::Inside, vec![&socket]),
+        (ToGateway::Inside, vec![]),
+        (ToGateway::Reach { reached: vec![Reached { protocol: Protocol::Udp, ..reached }] }, vec![&socket]),
+    ] {
+        bench.hand(&message, &sockets);
+        assert!(matches!(bench.said(), Some(FromGateway::Notice { .. })));
+    }
+    bench.end();
+}
+
+#[test]
+fn names_are_answered_while_hundreds_of_clients_misbehave() {
+    let (path, listener) = api_socket("hostile");
+    let bench = Bench::attached(Some(listener));
+    let hostile: Vec<UnixStream> = (0..500)
+        .map(|at| {
+            let mut stream = UnixStream::connect(&path).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            let bytes: &[u8] = match at % 5 {
+                0 => b"",
+                1 => b"GET /v1/sandboxes HTTP/1.1\r\nx: ",
+                2 => b"POST /v1/sandboxes/web/ports HTTP/1.1\r\nContent-Length: 65536\r\n\r\n",
+                3 => b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n",
+                _ => b"\0\0\0\0",
+            };
+            let _ = stream.write_all(bytes);
+            stream
+        })
+        .collect();
+    let begun = std::time::Instant::now();
+    for _ in 0..20 {
+        let message = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x09localhost\x00\x00\x01\x00\x01".to_vec();
+        bench.events.blocking_send(Event::DnsQuery { asker: asker(), message }).unwrap();
+        assert!(matches!(bench.command(), Command::DnsAnswer { .. }));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    // An honest client has to wait for its turn, but not for them to leave.
+    let (status, _) = http(&path, "GET /v1/sandboxes");
+    assert_eq!(status, "HTTP/1.1 200 OK");
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    drop(hostile);
     bench.end();
     std::fs::remove_file(path).unwrap();
 }
