@@ -10,6 +10,9 @@ use clap_mangen::roff::{Roff, bold, roman};
 use super::error::Failure;
 use super::pages::{self, Page};
 
+/// The page of the API, which no option describes: it is written by hand.
+const API_PAGE: (&str, &[u8]) = ("tapline-api.7", include_bytes!("../../man/tapline-api.7"));
+
 /// Write the manual pages to a directory
 #[derive(Args, Debug)]
 pub struct ManArgs {
@@ -29,13 +32,15 @@ impl ManArgs {
     }
 }
 
-/// All pages, by file name: tapline.1, and one for each subcommand that help shows.
+/// All pages, by file name: tapline.1, one for each subcommand that help shows, and those written by hand.
 pub fn pages(mut description: Command) -> io::Result<Vec<(String, Vec<u8>)>> {
     description.build();
     let mut all = vec![page(&description, pages::of(""))?];
     for verb in description.get_subcommands().filter(|verb| !verb.is_hide_set()) {
         all.push(page(verb, pages::of(verb.get_name()))?);
     }
+    let (name, text) = API_PAGE;
+    all.push((name.to_owned(), text.to_vec()));
     Ok(all)
 }
 

@@ -566,3 +566,49 @@ async fn requests_that_wait_for_a_supervisor_are_bounded_and_leave_when_it_is_to
     bench.state.handle_answer(ID, 1, None);
     assert!(matches!(bench.said.recv().await, Some(FromGateway::WantPublish { request: 2, .. })));
 }
+
+/// Every word that a program may meet is on the page: taken from the sources, so that none is forgotten.
+#[test]
+fn the_manual_page_has_every_path_code_event_and_metric() {
+    let page = include_str!("../../../man/tapline-api.7").replace('\\', "");
+    let router = include_str!("mod.rs");
+    let sources = [
+        router,
+        include_str!("ports.rs"),
+        include_str!("events.rs"),
+        include_str!("metrics.rs"),
+        include_str!("guard.rs"),
+    ];
+    let missing = |word: &str| assert!(page.contains(word), "man/tapline-api.7 does not say {word}");
+    for path in router.split(".route(\"").skip(1) {
+        missing(&path.split('"').next().unwrap().replace("{id}", "ID"));
+    }
+    let mut codes = 0;
+    for call in sources.iter().flat_map(|source| source.split("StatusCode::").skip(1)) {
+        let Some((_, rest)) = call.split_once(", \"") else { continue };
+        let (code, rest) = rest.split_once('"').unwrap();
+        if rest.starts_with(", ") && code.chars().all(|c| c.is_ascii_lowercase() || c == '_') {
+            missing(&format!("fB{code}fR"));
+            codes += 1;
+        }
+    }
+    assert!(codes > 15, "{codes}");
+    for code in ["bad_spec", "taken", "privileged", "no_such_address", "not_published", "exhausted", "failed"] {
+        missing(&format!("fB{code}fR"));
+    }
+    let events = ["hello", "port_published", "port_unpublished", "host_changed", "notice", "sandbox_attached"];
+    for event in events.iter().chain(&["sandbox_ended", "lost", "heartbeat"]) {
+        missing(&format!("fB{event}fR"));
+    }
+    missing(concat!("\"tapline ", env!("CARGO_PKG_VERSION"), "\""));
+    let metrics = sources[3].split("#[cfg(test)]").next().unwrap();
+    for metric in metrics.split("page.family(\"").skip(1).map(|rest| rest.split('"').next().unwrap()) {
+        missing(&format!("fB{metric}fR"));
+    }
+    let ports = serde_json::to_value(port("127.0.0.1:1", "a")).unwrap();
+    let sandbox = serde_json::to_value(info(ID, "web")).unwrap();
+    let counters = serde_json::to_value(Snapshot::default()).unwrap();
+    for object in [&ports, &sandbox, &sandbox["endpoint"], &sandbox["network"], &sandbox["host"], &counters] {
+        object.as_object().unwrap().keys().for_each(|field| missing(&format!("fB{field}fR")));
+    }
+}
