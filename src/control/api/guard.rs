@@ -322,7 +322,14 @@ impl<S> Guest<S> {
             self.deadline.as_mut().reset(Instant::now() + patience);
             return result;
         }
-        self.deadline.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+        // A client that waits for us is not silent.
+        while self.deadline.as_mut().poll(cx).is_ready() {
+            if !matches!(self.place.doing(), Doing::Us) {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            self.deadline.as_mut().reset(Instant::now() + self.limits.idle);
+        }
+        Poll::Pending
     }
 }
 

@@ -455,6 +455,18 @@ async fn silent_connections_are_closed_and_then_others_are_served() {
 }
 
 #[tokio::test]
+async fn a_client_that_waits_for_us_is_not_silent() {
+    let idle = Duration::from_millis(50);
+    let bench = Bench::new("waits", Limits { idle, ..Limits::default() });
+    let request = "GET /v1/flows HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let answer = tokio::spawn(response(bench.connect(), request));
+    let Command::Flows { reply, .. } = bench.command().await else { panic!() };
+    tokio::time::sleep(4 * idle).await;
+    reply.send(FlowPage::default()).unwrap();
+    assert_eq!(answer.await.unwrap().0, 200);
+}
+
+#[tokio::test]
 async fn a_trickle_ends_as_well() {
     let limits = Limits { idle: Duration::from_millis(100), lifetime: Duration::from_millis(300), ..Limits::default() };
     let bench = Bench::new("trickle", limits);
