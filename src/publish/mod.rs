@@ -15,6 +15,8 @@
 //!
 //! | file | what |
 //! | --- | --- |
+//! | [`bind`](mod@bind) | sockets on the host, and why one cannot be had; the supervisor's |
+//! | [`holder`] | who has a port that is taken |
 //! | [`inside`] | sockets that the agent makes inside a sandbox, ahead of time |
 //! | [`tcp`] | connections |
 //! | [`udp`] | datagrams |
@@ -36,6 +38,8 @@ use crate::host::HostSide;
 use crate::plan::{Protocol, Published, PublishedKey, Reached};
 use inside::Pool;
 
+pub mod bind;
+pub mod holder;
 pub mod inside;
 pub mod tcp;
 pub mod udp;

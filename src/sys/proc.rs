@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::unistd::{ForkResult, Pid};
 
@@ -235,6 +236,20 @@ pub fn go_idle() {
     }
     // SAFETY: the callback has the right type and takes no data.
     unsafe { libc::dl_iterate_phdr(Some(forget), std::ptr::null_mut()) };
+}
+
+/// Let this process have as many descriptors as it may: the soft limit becomes the hard one (getrlimit(2)). The soft
+/// limit that was before is for [`restore_descriptor_limit`], because programs that use select(2) want a low one.
+pub fn raise_descriptor_limit() -> io::Result<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(soft)
+}
+
+/// The soft limit of descriptors as it was; for whoever is about to become another program.
+pub fn restore_descriptor_limit(soft: u64) -> io::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard)?)
 }
 
 /// Signal dispositions as a fresh program expects them, and the given mask: the last thing before an exec. The

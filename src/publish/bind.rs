@@ -1,0 +1,535 @@
+//! Sockets on the host for published ports: what the supervisor binds, keeps, and hands to the gateway.
+//!
+//! # Theory of operation
+//!
+//! A spec is one socket for each port of the sandbox. Where all addresses of the host are meant it is a socket for
+//! both families, `[::]` with IPV6_V6ONLY off (ipv6(7)), which halves the descriptors and cannot be had by half; on a
+//! host without IPv6 it is `0.0.0.0`. A spec is bound as a whole or not at all: what was bound before something
+//! failed is closed again.
+//!
+//! SO_REUSEADDR on TCP, so that what earlier connections left behind (TIME-WAIT) does not keep a restart from its
+//! port; two listeners cannot share a port by it (socket(7)). Never on UDP, where they could. With it a free port
+//! can turn out to be taken as late as in listen(2), when another program is as quick: then another one is asked for.
+//!
+//! What a failure means to a person is told here as well ([`PortFailure`]), because only here is known what was
+//! tried: who has the port ([`holder`]), from where on ports are free for everybody, which addresses there are.
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+use ipnet::IpNet;
+use nix::sys::resource::{Resource, getrlimit};
+use socket2::{Domain, Socket, Type};
+
+use super::holder;
+use crate::plan::{Auto, Origin, PortFailure, PortRange, Protocol, PublishSpec, Published};
+
+/// How often a free port is asked for when others take what was found.
+const TRIES: u32 = 16;
+
+/// A bound socket, non-blocking, and what it is for. A TCP socket listens already.
+#[derive(Debug)]
+pub struct Bound {
+    /// What it is for.
+    pub published: Published,
+    /// The socket.
+    pub socket: OwnedFd,
+}
+
+/// All sockets of a spec, or none.
+///
+/// # Errors
+/// What was tried, why it failed, what to do.
+pub fn bind(spec: &PublishSpec, sandbox: &str, from: &[IpNet], origin: Origin) -> Result<Vec<Bound>, PortFailure> {
+    let place = Place::of(spec.address, spec.protocol);
+    let sandbox_ports = spec.sandbox.ports();
+    let bound = |sandbox_port: u16, (socket, port): (Socket, u16)| Bound {
+        published: Published {
+            sandbox: sandbox.to_owned(),
+            protocol: spec.protocol,
+            host: SocketAddr::new(place.address, port),
+            dual_stack: place.dual_stack,
+            sandbox_port,
+            proxy: spec.proxy,
+            from: from.to_vec(),
+            spec: spec.text.clone(),
+            origin,
+        },
+        socket: socket.into(),
+    };
+    let failure = |port: Option<u16>| move |error: io::Error| place.failure(spec, port, &error);
+    match spec.host {
+        None => sandbox_ports.map(|inside| Ok(bound(inside, place.listen_free().map_err(failure(None))?))).collect(),
+        Some(host) if host.count() == spec.sandbox.count() => sandbox_ports
+            .zip(host.ports())
+            .map(|(inside, port)| Ok(bound(inside, place.listen(port).map_err(failure(Some(port)))?)))
+            .collect(),
+        Some(host) => {
+            let socket = place.listen_in(host).map_err(|(port, error)| place.failure(spec, Some(port), &error))?;
+            Ok(vec![bound(spec.sandbox.first, socket)])
+        }
+    }
+}
+
+/// What [`bind_or_near`] has made.
+#[derive(Debug)]
+pub struct Near {
+    /// The sockets, all at one port of the host.
+    pub bound: Vec<Bound>,
+    /// Why it is not the sandbox's own number; for the person to be told once.
+    pub taken: Option<PortFailure>,
+}
+
+/// For `-p auto`: the sandbox's port under the same number of the host, on the addresses that `auto` means; when
+/// that is taken, or for root only, under a free one.
+///
+/// # Errors
+/// When there is no free one either.
+pub fn bind_or_near(
+    auto: Auto,
+    protocol: Protocol,
+    sandbox_port: u16,
+    sandbox: &str,
+    from: &[IpNet],
+) -> Result<Near, PortFailure> {
+    let one = PortRange { first: sandbox_port, last: sandbox_port };
+    let (word, addresses): (_, &[Option<IpAddr>]) = match auto {
+        Auto::All => ("auto:all", &[None]),
+        Auto::Loopback => ("auto", &[Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), Some(IpAddr::V6(Ipv6Addr::LOCALHOST))]),
+    };
+    let at = |port: Option<u16>| -> Result<Vec<Bound>, PortFailure> {
+        let mut host = port.map(|port| PortRange { first: port, last: port });
+        let mut all: Vec<Bound> = Vec::new();
+        for &address in addresses {
+            let spec = PublishSpec { text: word.into(), address, host, sandbox: one, protocol, proxy: None };
+            match bind(&spec, sandbox, from, Origin::Auto) {
+                Ok(bound) => all.extend(bound),
+                // A host without IPv6 has no ::1, which is no reason to publish nothing.
+                Err(failure) if failure.code == NO_SUCH_ADDRESS && !all.is_empty() => {}
+                Err(failure) => return Err(failure),
+            }
+            // The second address gets the number that the first one has.
+            host =
+                all.first().map(|bound| bound.published.host.port()).map(|port| PortRange { first: port, last: port });
+        }
+        Ok(all)
+    };
+    let taken = match at(Some(sandbox_port)) {
+        Ok(bound) => return Ok(Near { bound, taken: None }),
+        Err(failure) if [TAKEN, PRIVILEGED].contains(&failure.code.as_str()) => failure,
+        Err(failure) => return Err(failure),
+    };
+    // What is free on one address need not be so on the other.
+    let mut result = at(None);
+    for _ in 1..TRIES {
+        match &result {
+            Err(failure) if failure.code == TAKEN => result = at(None),
+            _ => break,
+        }
+    }
+    Ok(Near { bound: result?, taken: Some(taken) })
+}
+
+const TAKEN: &str = "taken";
+const PRIVILEGED: &str = "privileged";
+const NO_SUCH_ADDRESS: &str = "no_such_address";
+
+/// Where sockets are bound.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    address: IpAddr,
+    dual_stack: bool,
+    protocol: Protocol,
+}
+
+impl Place {
+    fn of(address: Option<IpAddr>, protocol: Protocol) -> Place {
+        let (address, dual_stack) = match address {
+            Some(address) => (address, false),
+            None if host_has_ipv6() => (Ipv6Addr::UNSPECIFIED.into(), true),
+            None => (Ipv4Addr::UNSPECIFIED.into(), false),
+        };
+        Place { address, dual_stack, protocol }
+    }
+
+    /// A socket at this port, and its port: another one for port 0 only.
+    fn listen(self, port: u16) -> io::Result<(Socket, u16)> {
+        let (kind, protocol) = match self.protocol {
+            Protocol::Tcp => (Type::STREAM, socket2::Protocol::TCP),
+            Protocol::Udp => (Type::DGRAM, socket2::Protocol::UDP),
+        };
+        let address = SocketAddr::new(self.address, port);
+        let socket = Socket::new(Domain::for_address(address), kind.nonblocking(), Some(protocol))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(!self.dual_stack)?;
+        }
+        if self.protocol == Protocol::Tcp {
+            socket.set_reuse_address(true)?;
+        }
+        socket.bind(&address.into())?;
+        if self.protocol == Protocol::Tcp {
+            socket.listen(libc::SOMAXCONN)?;
+        }
+        if port != 0 {
+            return Ok((socket, port));
+        }
+        let port = socket.local_addr()?.as_socket().map_or(0, |address| address.port());
+        Ok((socket, port))
+    }
+
+    fn listen_free(self) -> io::Result<(Socket, u16)> {
+        let mut result = self.listen(0);
+        for _ in 1..TRIES {
+            match &result {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => result = self.listen(0),
+                _ => break,
+            }
+        }
+        result
+    }
+
+    /// The first port that can be had; else the first one, and why it cannot.
+    fn listen_in(self, range: PortRange) -> Result<(Socket, u16), (u16, io::Error)> {
+        let is_of_one_port =
+            |error: &io::Error| matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied);
+        let mut first_failure = None;
+        for port in range.ports() {
+            match self.listen(port) {
+                Ok(found) => return Ok(found),
+                Err(error) if is_of_one_port(&error) => first_failure = first_failure.or(Some((port, error))),
+                Err(error) => return Err((port, error)),
+            }
+        }
+        Err(first_failure.unwrap_or((range.first, io::ErrorKind::InvalidInput.into())))
+    }
+
+    /// What a failure at a port (`None`: at any free one) means to a person.
+    fn failure(self, spec: &PublishSpec, port: Option<u16>, error: &io::Error) -> PortFailure {
+        let what = format!("'{}' cannot be published", spec.text);
+        let fail = |code: &str, why: String| PortFailure::new(code, format!("{what}: {why}"));
+        match (error.raw_os_error(), port) {
+            (Some(libc::EADDRINUSE), Some(port)) => fail(TAKEN, self.taken(spec, port)),
+            (Some(libc::EADDRINUSE), None) => fail(
+                "exhausted",
+                format!(
+                    "no {} port of the host is free: end what uses them, or name one outside the range in /proc/sys/net/ipv4/ip_local_port_range",
+                    self.protocol
+                ),
+            ),
+            (Some(libc::EACCES | libc::EPERM), Some(port)) if port < unprivileged_from() => {
+                fail(PRIVILEGED, privileged(spec, port))
+            }
+            (Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT), _) => fail(NO_SUCH_ADDRESS, self.no_such_address()),
+            (Some(libc::EMFILE), _) => {
+                let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or_default();
+                let needed = spec.sandbox.count();
+                fail(
+                    "exhausted",
+                    format!(
+                        "it takes {needed} {}, and this process may have {soft} in all (ulimit -n; {hard} at most): publish fewer, or raise the limit",
+                        if needed == 1 { "descriptor" } else { "descriptors" },
+                    ),
+                )
+            }
+            (Some(libc::ENFILE), _) => fail("exhausted", "the host has no descriptor left (fs.file-max)".into()),
+            _ => {
+                let port = port.map_or("a free port".to_owned(), |port| format!("port {port}"));
+                fail("failed", format!("binding {} {port} of {} failed: {error}", self.protocol, self.shown()))
+            }
+        }
+    }
+
+    fn shown(self) -> String {
+        match self.address {
+            address if !address.is_unspecified() => address.to_string(),
+            _ if self.dual_stack => "the host".to_owned(),
+            IpAddr::V4(_) => "all IPv4 addresses".to_owned(),
+            IpAddr::V6(_) => "all IPv6 addresses".to_owned(),
+        }
+    }
+
+    fn taken(self, spec: &PublishSpec, port: u16) -> String {
+        let is_picked = spec.host.is_some_and(|host| host.count() != spec.sandbox.count());
+        let who = holder::of(self.protocol, SocketAddr::new(self.address, port));
+        let who = who.map_or(" by another program".to_owned(), |who| format!(" by {who}"));
+        let (protocol, place) = (self.protocol, self.shown());
+        // What it would be with a port that is free.
+        let free = PublishSpec { host: None, ..spec.clone() };
+        match spec.host {
+            Some(host) if is_picked => format!(
+                "none of the {protocol} ports {host} of {place} is free, {port} is taken{who}: take another range, or any free port with {free}"
+            ),
+            _ => format!(
+                "{protocol} port {port} of {place} is taken{who}: end that, take another port, or any free one with {free}"
+            ),
+        }
+    }
+
+    fn no_such_address(self) -> String {
+        let family = if self.address.is_ipv4() { "IPv4" } else { "IPv6" };
+        let others: Vec<String> = host_addresses()
+            .into_iter()
+            .filter(|ip| ip.is_ipv4() == self.address.is_ipv4())
+            .map(|ip| ip.to_string())
+            .collect();
+        match &others[..] {
+            [] => format!("the host has no {family} address: take one of the other family, or none for all"),
+            some => format!(
+                "the host has no address {}: take one of {}{}, or none for all",
+                self.address,
+                some[..some.len().min(8)].join(", "),
+                if some.len() > 8 { " and others" } else { "" },
+            ),
+        }
+    }
+}
+
+fn privileged(spec: &PublishSpec, port: u16) -> String {
+    let from = unprivileged_from();
+    // 80 is known as 8080, 443 as 8443, and so on.
+    let other = if port < 100 { u32::from(port) + 8000 } else { u32::from(port % 1000) + 8000 };
+    let first = u16::try_from(other).unwrap_or(from).max(from);
+    let last = first.saturating_add(spec.sandbox.last - spec.sandbox.first);
+    let instead = PublishSpec { host: Some(PortRange { first, last }), ..spec.clone() };
+    format!(
+        "port {port} is for root, as all below {from} are (sysctl net.ipv4.ip_unprivileged_port_start): take another, like {instead}, or let root set that to {port}"
+    )
+}
+
+/// The first port that everybody may bind (Documentation/networking/ip-sysctl.rst).
+fn unprivileged_from() -> u16 {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
+    text.trim().parse().unwrap_or(1024)
+}
+
+/// Neither left out of the kernel nor switched off on every interface.
+fn host_has_ipv6() -> bool {
+    fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6").is_ok_and(|text| text.trim() == "0")
+        && Socket::new(Domain::IPV6, Type::DGRAM, None).is_ok()
+}
+
+/// The addresses that can be bound without naming an interface.
+fn host_addresses() -> BTreeSet<IpAddr> {
+    let all = nix::ifaddrs::getifaddrs().into_iter().flatten().filter_map(|interface| interface.address);
+    all.filter_map(|address| match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+        (Some(v4), _) => Some(IpAddr::V4(v4.ip())),
+        (_, Some(v6)) if !v6.ip().is_unicast_link_local() => Some(IpAddr::V6(v6.ip())),
+        _ => None,
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::sync::atomic::{AtomicU8, Ordering};
+    use std::time::{Duration, Instant};
+
+    fn try_bind(text: &str) -> Result<Vec<Bound>, PortFailure> {
+        bind(&PublishSpec::parse(text).unwrap(), "0123456789ab", &[], Origin::Option)
+    }
+
+    fn hosts(bound: &[Bound]) -> Vec<SocketAddr> {
+        bound.iter().map(|one| one.published.host).collect()
+    }
+
+    /// A loopback address that no other test uses, of this run or another, and the first of four free ports on it.
+    fn place() -> (Ipv4Addr, u16) {
+        static NEXT: AtomicU8 = AtomicU8::new(100);
+        let [.., high, low] = std::process::id().to_be_bytes();
+        let address = Ipv4Addr::new(127, NEXT.fetch_add(1, Ordering::Relaxed), high, low);
+        // Somebody may listen on all addresses.
+        let is_free =
+            |port: u16| TcpListener::bind((address, port)).is_ok() && UdpSocket::bind((address, port)).is_ok();
+        let first = (10_000..32_000).step_by(4).find(|&first| (first..first + 4).all(is_free));
+        (address, first.unwrap())
+    }
+
+    #[test]
+    fn one_socket_takes_both_families_where_all_addresses_are_meant() {
+        let bound = try_bind("80").unwrap();
+        let [one] = &bound[..] else { panic!("{bound:?}") };
+        assert_eq!((one.published.sandbox_port, one.published.spec.as_str()), (80, "80"));
+        let listener = TcpListener::from(one.socket.try_clone().unwrap());
+        assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let port = one.published.host.port();
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        if one.published.dual_stack {
+            TcpStream::connect((Ipv6Addr::LOCALHOST, port)).unwrap();
+            assert_eq!(one.published.host.ip(), Ipv6Addr::UNSPECIFIED);
+        }
+    }
+
+    #[test]
+    fn an_address_is_of_its_own_family_only() {
+        let bound = try_bind("[::1]::80").unwrap();
+        let port = bound[0].published.host.port();
+        assert!(!bound[0].published.dual_stack);
+        TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+        // Docker's 0.0.0.0 and [::]: the same number, each for itself.
+        let v4 = try_bind("0.0.0.0::80/udp").unwrap();
+        try_bind(&format!("[::]:{}:80/udp", v4[0].published.host.port())).unwrap();
+    }
+
+    #[test]
+    fn ranges_go_side_by_side() {
+        let (ip, port) = place();
+        let first = try_bind(&format!("{ip}:{port}-{}:80-83/udp", port + 3)).unwrap();
+        let inside: Vec<u16> = first.iter().map(|one| one.published.sandbox_port).collect();
+        assert_eq!(inside, [80, 81, 82, 83]);
+        let expected: Vec<SocketAddr> = (port..=port + 3).map(|port| (ip, port).into()).collect();
+        assert_eq!(hosts(&first), expected);
+        let free = try_bind(&format!("{ip}::80-83")).unwrap();
+        let ports: BTreeSet<SocketAddr> = hosts(&free).into_iter().collect();
+        assert_eq!(ports.len(), 4);
+    }
+
+    #[test]
+    fn of_a_range_the_first_free_port_is_picked() {
+        let (ip, port) = place();
+        let spec = format!("{ip}:{port}-{}:80", port + 1);
+        let _taken = TcpListener::bind((ip, port)).unwrap();
+        let bound = try_bind(&spec).unwrap();
+        assert_eq!(hosts(&bound), [(ip, port + 1).into()]);
+        let failure = try_bind(&spec).unwrap_err();
+        assert_eq!(failure.code, "taken");
+        let expected = format!("none of the tcp ports {port}-{} of {ip} is free, {port} is taken by", port + 1);
+        assert!(failure.message.contains(&expected), "{failure}");
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_spec_that_cannot_be_had_as_a_whole() {
+        let (ip, port) = place();
+        for suffix in ["", "/udp"] {
+            let _taken = (TcpListener::bind((ip, port + 2)).unwrap(), UdpSocket::bind((ip, port + 2)).unwrap());
+            let failure = try_bind(&format!("{ip}:{port}-{}:80-83{suffix}", port + 3)).unwrap_err();
+            assert_eq!(failure.code, "taken", "{failure}");
+            try_bind(&format!("{ip}:{port}-{}:80-81{suffix}", port + 1)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_taken_port_is_told_with_who_has_it_and_what_to_do() {
+        let (ip, port) = place();
+        let spec = format!("{ip}:{port}:80");
+        let _taken = TcpListener::bind((ip, port)).unwrap();
+        let failure = try_bind(&spec).unwrap_err();
+        assert_eq!(failure.code, "taken");
+        let who = format!("(process {})", std::process::id());
+        let (taken, free) = (format!("tcp port {port} of {ip} is taken by"), format!("{ip}::80"));
+        for part in [&spec, &taken, &who, &free] {
+            assert!(failure.message.contains(part), "{part}: {failure}");
+        }
+        let all = try_bind(&format!("{port}:80")).unwrap_err();
+        assert!(all.message.contains(&who), "{all}");
+    }
+
+    #[test]
+    fn udp_never_shares_a_port() {
+        let (ip, _) = place();
+        let bound = try_bind(&format!("{ip}::53/udp")).unwrap();
+        let text = format!("{ip}:{}:53/udp", bound[0].published.host.port());
+        let failure = try_bind(&text).unwrap_err();
+        assert!(failure.code == "taken" && failure.message.contains("(process "), "{failure}");
+    }
+
+    #[test]
+    fn a_port_is_free_again_at_once_however_its_connections_ended() {
+        let (ip, port) = place();
+        let spec = format!("{ip}:{port}:80");
+        let bound = try_bind(&spec).unwrap();
+        let listener = TcpListener::from(bound.into_iter().next().unwrap().socket);
+        listener.set_nonblocking(false).unwrap();
+        let mut client = TcpStream::connect((ip, port)).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        server.write_all(b"x").unwrap();
+        // Whoever closes first is left in TIME-WAIT.
+        drop(server);
+        client.read_to_end(&mut Vec::new()).unwrap();
+        drop((client, listener));
+        try_bind(&spec).unwrap();
+    }
+
+    #[test]
+    fn an_address_that_the_host_does_not_have_is_told_with_those_it_has() {
+        let failure = try_bind("192.0.2.1:20000:80").unwrap_err();
+        assert_eq!(failure.code, "no_such_address");
+        assert!(
+            failure.message.contains("no address 192.0.2.1: take one of ") && failure.message.contains("127.0.0.1")
+        );
+        let failure = try_bind("[2001:db8::1]::80/udp").unwrap_err();
+        assert_eq!(failure.code, "no_such_address");
+    }
+
+    #[test]
+    fn a_privileged_port_is_told_with_the_sysctl_and_another() {
+        let spec = PublishSpec::parse("443:80").unwrap();
+        if unprivileged_from() != 1024 {
+            return;
+        }
+        let failure =
+            Place::of(None, Protocol::Tcp).failure(&spec, Some(443), &io::Error::from_raw_os_error(libc::EACCES));
+        assert_eq!(failure.code, "privileged");
+        for part in ["below 1024", "net.ipv4.ip_unprivileged_port_start", "like 8443:80"] {
+            assert!(failure.message.contains(part), "{part}: {failure}");
+        }
+        let spec = PublishSpec::parse("80:80").unwrap();
+        assert!(privileged(&spec, 80).contains("like 8080:80"));
+    }
+
+    #[test]
+    fn too_few_descriptors_are_told_with_the_limit() {
+        let spec = PublishSpec::parse("1-60000").unwrap();
+        let failure = Place::of(None, Protocol::Tcp).failure(&spec, None, &io::Error::from_raw_os_error(libc::EMFILE));
+        assert_eq!(failure.code, "exhausted");
+        assert!(
+            failure.message.contains("takes 60000 descriptors") && failure.message.contains("ulimit -n"),
+            "{failure}"
+        );
+    }
+
+    #[test]
+    fn what_follows_the_sandbox_has_its_number_or_a_free_one() {
+        let free = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = free.local_addr().unwrap().port();
+        let near = bind_or_near(Auto::Loopback, Protocol::Tcp, port, "0123456789ab", &[]).unwrap();
+        let taken = near.taken.unwrap();
+        assert!(taken.message.contains(&format!("tcp port {port} of 127.0.0.1 is taken by")), "{taken}");
+        let ports: BTreeSet<u16> = near.bound.iter().map(|one| one.published.host.port()).collect();
+        assert!(ports.len() == 1 && !ports.contains(&port));
+        assert_eq!(near.bound[0].published.host.ip(), Ipv4Addr::LOCALHOST);
+        assert_eq!((near.bound[0].published.sandbox_port, near.bound[0].published.origin), (port, Origin::Auto));
+
+        drop(free);
+        let near = bind_or_near(Auto::All, Protocol::Udp, port, "0123456789ab", &[]).unwrap();
+        assert!(near.taken.is_none());
+        assert_eq!(near.bound[0].published.host.port(), port);
+        assert_eq!(near.bound[0].published.spec, "auto:all");
+    }
+
+    #[test]
+    fn a_thousand_ports_are_bound_in_well_under_a_second() {
+        // As many as the limit has room for beside the other tests.
+        let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        let count = (soft / 4).clamp(1, 1000);
+        let (ip, _) = place();
+        let started = Instant::now();
+        let bound: Vec<Bound> = (0..count).flat_map(|n| try_bind(&format!("{ip}::{}", n + 1)).unwrap()).collect();
+        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+        assert_eq!(bound.len() as u64, count);
+    }
+
+    #[test]
+    fn a_range_may_be_as_long_as_the_limit_of_descriptors_allows() {
+        let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        let count = (soft / 2).min(10_000);
+        let (ip, _) = place();
+        let bound = try_bind(&format!("{ip}::1-{count}")).unwrap();
+        let ports: BTreeSet<SocketAddr> = hosts(&bound).into_iter().collect();
+        assert_eq!(ports.len() as u64, count);
+    }
+}
