@@ -18,6 +18,7 @@
 //! | [`bind`](mod@bind) | sockets on the host, and why one cannot be had; the supervisor's |
 //! | [`holder`] | who has a port that is taken |
 //! | [`inside`] | sockets that the agent makes inside a sandbox, ahead of time |
+//! | [`proxy`] | the PROXY header in front of a connection |
 //! | [`tcp`] | connections |
 //! | [`udp`] | datagrams |
 use std::collections::HashMap;
@@ -41,6 +42,7 @@ use inside::Pool;
 pub mod bind;
 pub mod holder;
 pub mod inside;
+pub mod proxy;
 pub mod tcp;
 pub mod udp;
 
