@@ -4,7 +4,8 @@
 //!
 //! One entry for each flow, at the flow's own index. It begins with a non-blocking connect(2); readiness for
 //! writing, or an error, is its outcome, which the worker takes from [`TcpHost::take_outcome`]. Then it is a byte
-//! stream that the gateway pumps ([`HostStream`]).
+//! stream that the gateway pumps ([`HostStream`]). A connection that was accepted for a published port is a stream
+//! from the start ([`TcpHost::adopt`]).
 //!
 //! Readiness is edge-triggered and remembered in two flags. A read or write that moved less than it was given
 //! has emptied or filled the kernel's buffer, so the flag falls without another call; only a stream whose far
@@ -55,6 +56,8 @@ pub struct Stream {
     write_watched: bool,
     /// A write found no room since.
     write_blocked: bool,
+    /// What is read before the socket's own bytes; empty once it was.
+    first: Vec<u8>,
 }
 
 /// The host's side of all flows of a worker.
@@ -87,6 +90,7 @@ impl TcpHost {
                     far_side_closed: false,
                     write_watched: !connected,
                     write_blocked: false,
+                    first: Vec::new(),
                 };
                 if let Err(error) = self.keep(flow, stream) {
                     self.outcomes.push_back((flow, Err(host_error(&error)), None));
@@ -161,10 +165,34 @@ impl TcpHost {
             far_side_closed: false,
             write_watched: false,
             write_blocked: false,
+            first: Vec::new(),
         };
         self.keep(flow, stream)?;
         self.outcomes.push_back((flow, Ok(()), None));
         Ok(theirs)
+    }
+
+    /// Make an accepted connection a flow's stream. The sandbox is given `first`, if there is any, before what the
+    /// client sends. There is no outcome to wait for: the flow is pumped once the sandbox has answered.
+    pub fn adopt(&mut self, flow: TcpId, socket: Socket, first: Vec<u8>) -> io::Result<()> {
+        socket.set_nonblocking(true)?;
+        socket.set_linger(Some(Duration::ZERO))?;
+        socket.set_tcp_nodelay(true)?;
+        socket.set_out_of_band_inline(true)?;
+        let stream = Stream {
+            generation: flow.generation,
+            socket,
+            connecting: false,
+            is_ipv6: false,
+            is_local: true,
+            readable: true,
+            writable: true,
+            far_side_closed: false,
+            write_watched: false,
+            write_blocked: false,
+            first,
+        };
+        self.keep(flow, stream)
     }
 
     /// An outcome that is known without asking the host.
@@ -301,6 +329,12 @@ impl HostStream for Stream {
     }
 
     fn recv(&mut self, room: &mut [u8]) -> Transfer {
+        if !self.first.is_empty() {
+            let count = room.len().min(self.first.len());
+            room[..count].copy_from_slice(&self.first[..count]);
+            self.first.drain(..count);
+            return Transfer::Moved(count);
+        }
         if !self.readable {
             return Transfer::Blocked;
         }
@@ -354,5 +388,78 @@ fn host_error(error: &io::Error) -> HostError {
         libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EAGAIN => HostError::Exhausted,
         libc::ECONNRESET | libc::EPIPE | libc::ECONNABORTED => HostError::Reset,
         _ => HostError::NetUnreachable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    const FLOW: TcpId = TcpId { index: 3, generation: 7 };
+
+    /// A flow with an accepted connection for its stream, and the client's end.
+    fn adopted(first: &[u8]) -> (mio::Poll, TcpHost, TcpStream) {
+        let poll = mio::Poll::new().unwrap();
+        let registry = poll.registry().try_clone().unwrap();
+        let mut host = TcpHost::new(registry, Outbound::default(), |index| Token(index as usize));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        host.adopt(FLOW, listener.accept().unwrap().0.into(), first.to_vec()).unwrap();
+        (poll, host, client)
+    }
+
+    /// Everything up to the end of file or the break.
+    fn read_all(poll: &mut mio::Poll, host: &mut TcpHost, room: usize) -> (Vec<u8>, Transfer) {
+        let (mut all, mut room) = (Vec::new(), vec![0; room]);
+        let mut events = mio::Events::with_capacity(8);
+        loop {
+            match host.stream(FLOW).unwrap().recv(&mut room) {
+                Transfer::Moved(count) => all.extend_from_slice(&room[..count]),
+                Transfer::Blocked => {
+                    poll.poll(&mut events, Some(Duration::from_secs(10))).unwrap();
+                    assert!(!events.is_empty(), "nothing comes");
+                    for event in events.iter() {
+                        assert_eq!(host.handle_event(event.token().0 as u32, event), Some(FLOW));
+                    }
+                }
+                end => return (all, end),
+            }
+        }
+    }
+
+    #[test]
+    fn an_accepted_connection_is_read_behind_what_comes_first_and_to_its_end() {
+        let (mut poll, mut host, mut client) = adopted(b"PROXY header, ");
+        assert!(host.take_outcome().is_none());
+        client.write_all(b"then the client").unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        let (all, end) = read_all(&mut poll, &mut host, 4);
+        assert_eq!((&all[..], end), (&b"PROXY header, then the client"[..], Transfer::Ended));
+        assert_eq!(host.stream(FLOW).unwrap().send(b"answer"), Transfer::Moved(6));
+        host.close(FLOW, false);
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).unwrap();
+        assert_eq!(answer, b"answer");
+    }
+
+    #[test]
+    fn an_accepted_connection_whose_flow_fails_is_reset() {
+        let (_poll, mut host, mut client) = adopted(b"");
+        host.close(FLOW, true);
+        let error = client.read(&mut [0; 8]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        assert!(host.stream(FLOW).is_none());
+    }
+
+    #[test]
+    fn a_client_that_breaks_off_is_noticed() {
+        let (mut poll, mut host, client) = adopted(b"first");
+        Socket::from(client).set_linger(Some(Duration::ZERO)).unwrap();
+        let (all, end) = read_all(&mut poll, &mut host, 100);
+        assert_eq!((&all[..], end), (&b"first"[..], Transfer::Broken));
     }
 }
