@@ -1,9 +1,9 @@
-//! ARP (RFC 826): the gateway answers for its own addresses.
+//! ARP (RFC 826): the gateway answers for its own addresses, and for clients it stands for.
 //!
 //! # Theory of operation
 //!
-//! No state. The gateway has two IPv4 addresses, its own and that of DNS, and answers requests for these and no
-//! others: an address of the segment that nobody has stays unanswered, so that a sandbox finds out at once.
+//! No state. The gateway has two IPv4 addresses, its own and that of DNS, and answers requests for these and for
+//! clients that it stands for ([`kept`](super::kept)), and no others: an address of the segment that nobody has stays unanswered, so that a sandbox finds out at once.
 //! It keeps no table of neighbors either: a frame's sender is known by its port, and answers go back there.
 //!
 //! - A request must come from an address that a sandbox may use, or from 0.0.0.0: that is a probe of somebody
@@ -55,7 +55,8 @@ pub fn handle(segment: &mut Segment, peer: Peer, packet: &[u8], link: &mut impl 
         return Ok(());
     }
     let target = IpAddr::V4(target_protocol_addr);
-    if !segment.network.is_gateway(target) && !segment.network.is_dns(target) {
+    let stands_for = !probe && segment.kept.contains(peer.port, target);
+    if !segment.network.is_gateway(target) && !segment.network.is_dns(target) && !stands_for {
         return Err(DropReason::NotForUs);
     }
     let mut reply = [0u8; ARP_LEN];

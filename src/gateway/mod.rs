@@ -28,6 +28,7 @@ pub mod echo;
 pub mod emit;
 mod flows;
 pub mod icmp;
+pub mod kept;
 pub mod link;
 pub mod ndp;
 pub mod packet;
@@ -68,6 +69,8 @@ pub struct Segment {
     pub identifications: emit::Identifications,
     /// Addresses given by DHCP.
     pub leases: dhcp::Leases,
+    /// Clients' addresses that the gateway stands for on the link.
+    pub kept: kept::Kept,
 }
 
 impl Segment {
@@ -81,6 +84,7 @@ impl Segment {
             icmp_limit: icmp::RateLimit::new(now),
             identifications: emit::Identifications::new(),
             leases: dhcp::Leases::default(),
+            kept: kept::Kept::default(),
         }
     }
 
@@ -140,6 +144,7 @@ impl Gateway {
     pub fn remove_port(&mut self, port: PortId, host: &mut impl Host) {
         self.segment.ports.remove(&port);
         self.segment.leases.remove_port(port);
+        self.segment.kept.remove_port(port);
         self.tcp.remove_port(port, host);
         self.udp.remove_port(port, host);
         self.echo.remove_port(port, host);
@@ -292,6 +297,25 @@ impl Gateway {
         link: &mut impl Link,
     ) -> tcp::Outcome {
         self.tcp.handle_outcome(now, &mut self.segment, flow, outcome, offender, link)
+    }
+
+    /// Connect to a sandbox's port in a client's name, for a published port; see [`tcp::TcpTable::open_published`].
+    /// The flow's stream has to be there when the flow is pumped; what becomes of it is told by
+    /// [`pump_tcp`](Self::pump_tcp).
+    pub fn open_published(
+        &mut self,
+        now: Instant,
+        port: PortId,
+        client: SocketAddr,
+        sandbox_port: u16,
+        link: &mut impl Link,
+    ) -> Result<TcpId, DropReason> {
+        self.tcp.open_published(now, &mut self.segment, port, client, sandbox_port, link)
+    }
+
+    /// The stream of a flow from [`open_published`](Self::open_published) could not be had: forget the flow.
+    pub fn abandon_published(&mut self, flow: TcpId) {
+        self.tcp.abandon(&mut self.segment, flow);
     }
 
     /// Move a dirty TCP flow's bytes; see [`tcp::TcpTable::pump`].

@@ -3,13 +3,15 @@
 //! # Theory of operation
 //!
 //! The gateway has three IPv6 addresses: its own, that of DNS, and a link-local one derived from its MAC, which
-//! router advertisements come from. As with ARP it answers for these and for nobody else, and learns nothing.
+//! router advertisements come from. As with ARP it answers for these and for clients that it stands for
+//! ([`kept`](super::kept)), for nobody else, and learns nothing.
 //!
 //! From sandboxes come, each with hop limit 255, a right checksum and well-formed options, or they are dropped:
 //!
 //! | message | answer |
 //! | --- | --- |
 //! | neighbor solicitation for one of ours | advertisement (router, override), solicited when the asker has an address, to all nodes when it has none: a duplicate address detection, which thus fails |
+//! | neighbor solicitation for a client the gateway stands for | advertisement (override, solicited); none to duplicate address detection |
 //! | neighbor solicitation for others | none |
 //! | neighbor advertisement | none; one that claims an address of ours is spoofed |
 //! | router solicitation | router advertisement, to the asker or to all nodes |
@@ -119,10 +121,14 @@ pub fn handle(segment: &mut Segment, packet: &Packet<'_>, link: &mut impl Link) 
             if src.is_unspecified() && packet.dst != IpAddr::V6(solicited_node(target)) {
                 return Err(DropReason::Malformed);
             }
-            if !is_ours(segment, target) {
+            let role = if is_ours(segment, target) {
+                FLAG_ROUTER
+            } else if !src.is_unspecified() && segment.kept.contains(packet.peer.port, target.into()) {
+                0
+            } else {
                 return Err(DropReason::NotForUs);
-            }
-            advertise_neighbor(segment, packet.peer, src, target, link);
+            };
+            advertise_neighbor(segment, packet.peer, src, target, role, link);
             Ok(())
         }
         NEIGHBOR_ADVERTISEMENT => {
@@ -156,14 +162,22 @@ fn solicited_node(address: Ipv6Addr) -> Ipv6Addr {
     Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | (high & 0xff), low)
 }
 
-fn advertise_neighbor(segment: &mut Segment, peer: Peer, asker: Ipv6Addr, target: Ipv6Addr, link: &mut impl Link) {
+/// `role` is FLAG_ROUTER or nothing.
+fn advertise_neighbor(
+    segment: &mut Segment,
+    peer: Peer,
+    asker: Ipv6Addr,
+    target: Ipv6Addr,
+    role: u8,
+    link: &mut impl Link,
+) {
     let (to, mac, solicited) =
         if asker.is_unspecified() { (ALL_NODES, ALL_NODES_MAC, 0) } else { (asker, peer.mac, FLAG_SOLICITED) };
     let mut body = [0u8; 24];
     body[..16].copy_from_slice(&target.octets());
     body[16..18].copy_from_slice(&[OPTION_TARGET_ADDRESS, 1]);
     body[18..].copy_from_slice(&segment.network.gateway_mac.0);
-    let header = [NEIGHBOR_ADVERTISEMENT, 0, 0, 0, FLAG_ROUTER | FLAG_OVERRIDE | solicited, 0, 0, 0];
+    let header = [NEIGHBOR_ADVERTISEMENT, 0, 0, 0, role | FLAG_OVERRIDE | solicited, 0, 0, 0];
     send(segment, Peer { port: peer.port, mac }, target, to, header, &body, link);
 }
 

@@ -1,7 +1,7 @@
 //! The device smoltcp sees: one packet in, frames out through [`Link`].
 //!
 //! smoltcp believes in a segment size of close to 64 KiB, whatever the network's MTU: the maximum segment size
-//! option of a sandbox's SYN is raised before smoltcp sees it, and that of our SYN-ACK lowered to the truth on
+//! option of a sandbox's SYN (or SYN-ACK) is raised before smoltcp sees it, and that of ours lowered to the truth on
 //! its way out. So smoltcp hands over super-segments, and this device marks those larger than the true segment
 //! size for segmentation (virtio-net header, TCPV4 or TCPV6). smoltcp's own segmentation offload would do for
 //! IPv4, but 0.14 drops IPv6 packets larger than the MTU without looking at it.
@@ -25,7 +25,7 @@ pub struct Wire {
     pub ip_header: usize,
     /// Payload bytes of a segment on the wire towards the sandbox.
     pub mss: u16,
-    /// The segment size our SYN-ACK offers.
+    /// The segment size our SYN or SYN-ACK offers.
     pub our_mss: u16,
     /// Acknowledgement number last sent.
     pub last_ack: u32,

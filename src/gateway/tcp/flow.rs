@@ -15,12 +15,16 @@
 //! | an error on the host's socket | `abort()`: RST to the sandbox |
 //! | both FINs acknowledged | the flow ends; what TIME-WAIT needs is a small record in the table |
 //!
+//! A flow to a published port begins with [`OpenFlow::dial`]; nothing is moved before the sandbox has answered.
+//!
 //! Each call of [`OpenFlow::pump`] moves a bounded number of bytes, so that one busy flow does not starve the
 //! others; it says when there is more.
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use smoltcp::iface::{Interface, PollResult};
 use smoltcp::socket::tcp::State;
+use smoltcp::wire::IpAddress;
 
 use super::device::{FlowDevice, Wire};
 use crate::gateway::counters::Counters;
@@ -96,7 +100,7 @@ pub struct OpenFlow {
     /// The host's side has no more bytes.
     read_ended: bool,
     broken: bool,
-    /// The sandbox has not answered our SYN-ACK yet.
+    /// The sandbox has not answered our SYN-ACK, or our SYN, yet.
     opening: bool,
     /// How often our FIN was repeated by hand.
     fin_repeats: u32,
@@ -104,7 +108,7 @@ pub struct OpenFlow {
 
 /// First wait before a FIN is repeated by hand; doubled each time, at most 64 times as long.
 const FIN_REPEAT: Duration = Duration::from_secs(1);
-/// How long the sandbox may leave our SYN-ACK unanswered. Its kernel answers at once; who does not at all must not
+/// How long the sandbox may leave our SYN-ACK or SYN unanswered. Its kernel answers at once; who does not at all must not
 /// hold a connection of the host for ever.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -126,6 +130,25 @@ impl OpenFlow {
             opening: true,
             fin_repeats: 0,
         }
+    }
+
+    /// Connect to the sandbox at `to` in the name of `from`. An attempt that failed is forgotten.
+    pub fn dial(&mut self, interface: &mut Interface, wire: Wire, from: SocketAddr, to: SocketAddr) {
+        self.slot.renew();
+        self.wire = wire;
+        self.highest_received = 0;
+        let endpoint = |at: SocketAddr| (IpAddress::from(at.ip()), at.port());
+        let socket = self.slot.socket();
+        socket.set_timeout(Some(HANDSHAKE_TIMEOUT.into()));
+        // It fails where a port is 0 or an address unspecified.
+        self.broken |= socket.connect(interface.context(), endpoint(to), endpoint(from)).is_err();
+    }
+
+    /// The sandbox has answered our SYN; its first byte has this sequence number.
+    pub fn answered(&mut self, first: u32) {
+        self.wire.last_ack = first;
+        self.highest_received = first;
+        self.next_for_host = first;
     }
 
     /// Move what can be moved, then say to the sandbox what is to be said.
@@ -151,11 +174,10 @@ impl OpenFlow {
     fn handshake(&mut self) {
         let socket = self.slot.socket();
         match socket.state() {
-            State::SynReceived => {}
+            State::SynSent | State::SynReceived => {}
             // Timed out; or reset by the sandbox, which is looked at elsewhere.
             State::Closed | State::Listen => self.broken |= !self.reset_by_sandbox,
-            State::SynSent
-            | State::Established
+            State::Established
             | State::FinWait1
             | State::FinWait2
             | State::CloseWait

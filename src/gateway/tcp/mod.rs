@@ -27,6 +27,8 @@
 //! and the worker pumps dirty flows one after another. Timers are a heap with lazy deletion: a flow has at most
 //! one entry that counts, and an entry that comes too early is pushed back.
 //!
+//! Flows that begin outside, for published ports, are dialed in the client's name; see [`inbound`].
+//!
 //! A flow that has been quiet for [`QUIET`] gives its rings' pages back. A flow that ended leaves its memory to
 //! the next ([`SPARE_SLOTS`]) and, where the protocol wants it, a record of some 60 bytes for 10 seconds: it
 //! acknowledges a repeated FIN and yields to a new SYN (RFC 6191).
@@ -50,10 +52,12 @@ use crate::policy::{self, Refusal};
 use crate::sys::tcp_slot::TcpSlot;
 use device::{FlowDevice, Wire};
 use flow::{End, HostStream, OpenFlow};
+use inbound::Dial;
 use wire::HeldSyn;
 
 mod device;
 pub mod flow;
+mod inbound;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -107,6 +111,10 @@ struct Flow {
     parked: bool,
     /// A timer made it dirty, not a segment or the host.
     timer_due: bool,
+    /// It began outside, in the name of `key.to`.
+    inbound: bool,
+    /// The sandbox has not answered our SYN yet.
+    dial: Option<Dial>,
 }
 
 /// What is left of a flow whose sandbox may still repeat its FIN.
@@ -123,6 +131,8 @@ pub struct TcpTable {
     by_key: HashMap<Key, usize>,
     next_generation: u32,
     connecting: usize,
+    /// Flows whose SYN the sandbox has not answered yet.
+    dialing: usize,
     dirty: VecDeque<TcpId>,
     /// Flows that wait for room on their link.
     parked: Vec<TcpId>,
@@ -148,6 +158,7 @@ impl TcpTable {
             by_key: HashMap::new(),
             next_generation: 1,
             connecting: 0,
+            dialing: 0,
             dirty: VecDeque::new(),
             parked: Vec::new(),
             timers: BinaryHeap::new(),
@@ -272,26 +283,9 @@ impl TcpTable {
             return Err(DropReason::HalfOpenLimit);
         }
         let held = Box::new(HeldSyn::new(packet, tcp)?);
-        let generation = self.next_generation;
-        self.next_generation = generation.wrapping_add(1);
-        let index = self.flows.insert(Flow {
-            key,
-            peer: packet.peer,
-            generation,
-            state: State::Connecting(held),
-            dirty: false,
-            timer: None,
-            last_active: now,
-            quiet_queued: false,
-            pages_released: false,
-            keepalive_asked: false,
-            parked: false,
-            timer_due: false,
-        });
-        self.by_key.insert(key, index);
+        let id = self.insert(now, key, packet.peer, State::Connecting(held));
         self.connecting += 1;
         segment.counters.tcp_flows += 1;
-        let id = TcpId { index: index as u32, generation };
         if dns {
             host.tcp_connect_dns(id, Asker { peer: packet.peer, from: key.from, to: key.to.ip() });
         } else {
@@ -300,6 +294,29 @@ impl TcpTable {
             host.tcp_connect(id, SocketAddr::new(destination, key.to.port()), hop_limit);
         }
         Ok(())
+    }
+
+    fn insert(&mut self, now: Instant, key: Key, peer: Peer, state: State) -> TcpId {
+        let generation = self.next_generation;
+        self.next_generation = generation.wrapping_add(1);
+        let index = self.flows.insert(Flow {
+            key,
+            peer,
+            generation,
+            state,
+            dirty: false,
+            timer: None,
+            last_active: now,
+            quiet_queued: false,
+            pages_released: false,
+            keepalive_asked: false,
+            parked: false,
+            timer_due: false,
+            inbound: false,
+            dial: None,
+        });
+        self.by_key.insert(key, index);
+        TcpId { index: index as u32, generation }
     }
 
     /// A segment of a flow that is known.
@@ -316,6 +333,9 @@ impl TcpTable {
     ) -> Result<(), DropReason> {
         let flow = &mut self.flows[index];
         let id = TcpId { index: index as u32, generation: flow.generation };
+        if flow.dial.is_some() {
+            return self.for_dialing(now, segment, id, packet, tcp, link);
+        }
         let open = match &mut flow.state {
             State::Connecting(held) => {
                 if tcp.rst() {
@@ -501,7 +521,7 @@ impl TcpTable {
         }
         let pumped = open.pump(clock, interface, &mut segment.counters, stream, link);
         if let Some(end) = pumped.end {
-            self.ended(now, id, end);
+            self.ended(now, segment, id, end);
             return Some(end);
         }
         let wake =
@@ -554,6 +574,11 @@ impl TcpTable {
             }
         }
         self.release_quiet(now);
+        self.forget_records(now);
+    }
+
+    /// Records that are old, or the oldest of too many, go.
+    fn forget_records(&mut self, now: Instant) {
         while let Some(&(until, key)) = self.time_wait_order.front() {
             if until > now && self.time_wait_order.len() <= TIME_WAIT_LIMIT {
                 break;
@@ -588,7 +613,9 @@ impl TcpTable {
 
     /// Has some flow of this port bytes of the sandbox, or its end, that the host's side has not been given yet?
     pub fn is_delivering(&self, port: PortId) -> bool {
-        self.flows.iter().any(|(_, f)| f.key.port == port && matches!(&f.state, State::Open(o) if !o.is_delivered()))
+        self.flows.iter().any(|(_, f)| {
+            f.key.port == port && f.dial.is_none() && matches!(&f.state, State::Open(o) if !o.is_delivered())
+        })
     }
 
     /// The port's flows end at once: without a reset where the host's side has all that the sandbox sent.
@@ -607,8 +634,11 @@ impl TcpTable {
         self.time_wait.retain(|key, _| key.port != port);
     }
 
-    fn ended(&mut self, now: Instant, id: TcpId, end: End) {
+    fn ended(&mut self, now: Instant, segment: &mut Segment, id: TcpId, end: End) {
         let Some(flow) = self.remove(id) else { return };
+        if flow.inbound {
+            segment.kept.forget(flow.key.port, flow.key.to.ip());
+        }
         let State::Open(mut open) = flow.state else { return };
         if end == End::Closed
             && let Some(sequence) = open.wire.next_sequence
@@ -617,6 +647,7 @@ impl TcpTable {
             let record = TimeWait { until, sequence, acknowledge: open.highest_received };
             self.time_wait.insert(flow.key, record);
             self.time_wait_order.push_back((until, flow.key));
+            self.forget_records(now);
         }
         if self.spare.len() < SPARE_SLOTS {
             if open.bytes > WARM_BYTES {
@@ -631,6 +662,9 @@ impl TcpTable {
         let flow = self.flows.remove(id.index as usize);
         if matches!(flow.state, State::Connecting(_)) {
             self.connecting -= 1;
+        }
+        if flow.dial.is_some() {
+            self.dialing -= 1;
         }
         if flow.parked {
             self.parked.retain(|&other| other != id);

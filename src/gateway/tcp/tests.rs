@@ -18,6 +18,8 @@ use crate::plan::{Endpoint, HostView, Ipv4Layout, Ipv6Layout, MacAddr, Network, 
 
 const PORT: PortId = PortId(1);
 
+mod inbound;
+
 fn network(mtu: u16) -> Network {
     let v4 = Ipv4Layout::slirp("10.0.2.0/24".parse().unwrap()).unwrap();
     Network {
@@ -801,11 +803,12 @@ impl TcpTable {
     }
 
     /// How much each of the table's collections holds.
-    pub(in crate::gateway) fn held(&self) -> [(&'static str, usize); 10] {
+    pub(in crate::gateway) fn held(&self) -> [(&'static str, usize); 11] {
         [
             ("flows", self.flows.len()),
             ("keys", self.by_key.len()),
             ("connecting", self.connecting),
+            ("dialing", self.dialing),
             ("dirty", self.dirty.len()),
             ("parked", self.parked.len()),
             ("timers", self.timers.len()),

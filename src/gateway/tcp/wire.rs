@@ -236,12 +236,13 @@ pub fn plain_ip_header(address: IpAddr) -> usize {
     }
 }
 
-/// Acknowledgement number, sequence number and sequence length of a segment we wrote.
+/// Acknowledgement number, sequence number and sequence length of a segment we wrote; `None` for a reset, whose
+/// numbers may be those of another connection.
 pub fn numbers(ip: &[u8]) -> Option<(u32, u32, u32)> {
     let header = match ip.first()? >> 4 {
         4 => usize::from(Ipv4Packet::new_checked(ip).ok()?.header_len()),
         _ => 40,
     };
-    let tcp = TcpPacket::new_checked(ip.get(header..)?).ok()?;
+    let tcp = TcpPacket::new_checked(ip.get(header..)?).ok().filter(|tcp| !tcp.rst())?;
     Some((tcp.ack_number().0 as u32, tcp.seq_number().0 as u32, tcp.segment_len() as u32))
 }

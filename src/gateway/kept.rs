@@ -1,0 +1,108 @@
+//! Client addresses that the segment's own subnet happens to contain.
+//!
+//! # Theory of operation
+//!
+//! A published port shows a sandbox its clients under their own addresses. One that lies outside the segment the
+//! sandbox answers through its default route. One inside it (the host's network may use the same private range, and
+//! link-local addresses are on every link) the sandbox asks for with ARP or neighbor discovery, and somebody has to
+//! answer: the gateway, for as long as it holds a flow of that client, at that port and at no other. So addresses are
+//! counted, flow by flow; each that keeps one gives it back once.
+//!
+//! A sandbox that looks whether such an address is free, because it wants it for itself, is not answered.
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::IpAddr;
+
+use super::link::PortId;
+use crate::plan::Network;
+
+/// Addresses on the link that the gateway answers for besides its own.
+#[derive(Debug, Default)]
+pub struct Kept {
+    flows: HashMap<(PortId, IpAddr), u32>,
+}
+
+impl Kept {
+    /// A flow in this client's name begins. Addresses that are not on the link need nothing.
+    pub fn keep(&mut self, network: &Network, port: PortId, client: IpAddr) {
+        if is_on_link(network, client) {
+            *self.flows.entry((port, client)).or_default() += 1;
+        }
+    }
+
+    /// A flow in this client's name has ended.
+    pub fn forget(&mut self, port: PortId, client: IpAddr) {
+        if let Entry::Occupied(mut entry) = self.flows.entry((port, client)) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+    }
+
+    /// The port has gone, and with it all flows.
+    pub fn remove_port(&mut self, port: PortId) {
+        self.flows.retain(|key, _| key.0 != port);
+    }
+
+    /// Does the gateway stand for this address at this port?
+    pub fn contains(&self, port: PortId, address: IpAddr) -> bool {
+        self.flows.contains_key(&(port, address))
+    }
+
+    /// How many addresses are kept.
+    #[cfg(test)]
+    pub fn count(&self) -> usize {
+        self.flows.len()
+    }
+}
+
+/// Would a sandbox look for this address on its link, and is it not the gateway's anyway?
+fn is_on_link(network: &Network, address: IpAddr) -> bool {
+    let on_link = match address {
+        IpAddr::V4(ip) => network.v4.is_some_and(|l| l.subnet.contains(&ip)),
+        IpAddr::V6(ip) => network.v6.is_some_and(|l| ip.is_unicast_link_local() || l.subnet.contains(&ip)),
+    };
+    on_link && !network.is_gateway(address) && !network.is_dns(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::emit::testing::network;
+    use super::*;
+
+    #[test]
+    fn an_address_is_kept_until_the_last_flow_has_ended_and_at_its_port_only() {
+        let (network, mut kept) = (network(1500), Kept::default());
+        for client in ["10.0.2.50", "fd00::50", "fe80::50"] {
+            let client: IpAddr = client.parse().unwrap();
+            kept.keep(&network, PortId(1), client);
+            kept.keep(&network, PortId(1), client);
+            kept.forget(PortId(1), client);
+            assert!(kept.contains(PortId(1), client) && !kept.contains(PortId(2), client));
+            kept.forget(PortId(2), client);
+            kept.forget(PortId(1), client);
+            assert!(!kept.contains(PortId(1), client));
+            kept.forget(PortId(1), client);
+        }
+        assert_eq!(kept.count(), 0);
+    }
+
+    #[test]
+    fn addresses_elsewhere_and_the_gateways_own_are_not_counted() {
+        let (network, mut kept) = (network(1500), Kept::default());
+        for client in ["192.0.2.1", "2001:db8::1", "10.0.2.2", "10.0.2.3", "fd00::2"] {
+            kept.keep(&network, PortId(1), client.parse().unwrap());
+        }
+        assert_eq!(kept.count(), 0);
+    }
+
+    #[test]
+    fn a_port_that_goes_takes_its_addresses_along() {
+        let (network, mut kept) = (network(1500), Kept::default());
+        kept.keep(&network, PortId(1), "10.0.2.50".parse().unwrap());
+        kept.keep(&network, PortId(2), "10.0.2.50".parse().unwrap());
+        kept.remove_port(PortId(1));
+        assert_eq!(kept.count(), 1);
+    }
+}
