@@ -15,6 +15,7 @@ pub mod random;
 pub mod scm;
 pub mod sockopt;
 pub mod spawn;
+pub mod splice;
 pub mod tcp_slot;
 #[cfg(test)]
 pub mod testing;
