@@ -9,11 +9,13 @@
 //! - multicast and broadcast do not leave the segment;
 //! - other addresses of the segment's own subnet are nobody's: they are not looked for outside.
 //!
-//! Later rules (links, published-from, egress by name) belong here and nowhere else.
+//! A client of a published port is judged too, when it connects (`--publish-from`).
+//!
+//! Later rules (links, egress by name) belong here and nowhere else.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::plan::{HostView, Network};
+use crate::plan::{HostView, Network, Published};
 
 /// Why a destination is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +69,13 @@ pub fn judge(network: &Network, host: &HostView, destination: IpAddr) -> Result<
     Ok(destination)
 }
 
+/// May this client use a published port? Where nobody was named, everybody may; the host's own loopback always. An
+/// IPv4 client is judged by its IPv4 address, also where the socket takes both families.
+pub fn may_connect(published: &Published, client: IpAddr) -> bool {
+    let client = client.to_canonical();
+    published.from.is_empty() || client.is_loopback() || published.from.iter().any(|from| from.contains(&client))
+}
+
 fn judge_v4(network: &Network, ip: Ipv4Addr) -> Result<(), Refusal> {
     if ip.octets()[0] == 0 {
         return Err(Refusal::Unspecified);
@@ -114,7 +123,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::plan::{Ipv4Layout, Ipv6Layout, MacAddr, Outbound};
+    use crate::plan::{Ipv4Layout, Ipv6Layout, MacAddr, Origin, Outbound, Protocol};
 
     fn network() -> Network {
         Network {
@@ -203,6 +212,30 @@ mod tests {
     fn the_rest_of_the_world_is_itself() {
         for to in ["192.0.2.1", "8.8.8.8", "10.0.3.1", "2001:db8::1", "64:ff9b::1"] {
             assert_eq!(verdict(&network(), to).as_deref(), Ok(to));
+        }
+    }
+
+    #[test]
+    fn clients_of_a_published_port_are_those_that_were_named_and_the_host_itself() {
+        let mut published = Published {
+            sandbox: "0123456789ab".to_owned(),
+            protocol: Protocol::Tcp,
+            host: "[::]:8080".parse().unwrap(),
+            dual_stack: true,
+            sandbox_port: 80,
+            proxy: None,
+            from: vec![],
+            spec: "8080:80".to_owned(),
+            origin: Origin::Option,
+        };
+        let may = |published: &Published, client: &str| may_connect(published, client.parse().unwrap());
+        assert!(may(&published, "203.0.113.1") && may(&published, "2001:db8::1"));
+        published.from = vec!["192.0.2.0/24".parse().unwrap(), "2001:db8:1::/48".parse().unwrap()];
+        for client in ["192.0.2.9", "::ffff:192.0.2.9", "2001:db8:1::9", "127.0.0.1", "127.8.8.8", "::1"] {
+            assert!(may(&published, client), "{client}");
+        }
+        for client in ["192.0.3.9", "::ffff:192.0.3.9", "2001:db8:2::9", "::", "fe80::1"] {
+            assert!(!may(&published, client), "{client}");
         }
     }
 }
