@@ -162,6 +162,11 @@ impl Gateway {
         &self.segment.network
     }
 
+    /// Who is at this port.
+    pub fn endpoint(&self, port: PortId) -> Option<&Endpoint> {
+        self.segment.ports.get(&port)
+    }
+
     /// What was counted so far.
     pub fn counters(&self) -> &Counters {
         &self.segment.counters

@@ -16,7 +16,7 @@ mod side;
 mod socket;
 pub mod tcp;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod udp;
 pub mod watch;
 

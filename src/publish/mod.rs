@@ -18,8 +18,10 @@
 //! | [`bind`](mod@bind) | sockets on the host, and why one cannot be had; the supervisor's |
 //! | [`holder`] | who has a port that is taken |
 //! | [`inside`] | sockets that the agent makes inside a sandbox, ahead of time |
+//! | [`tcp`] | connections: listeners, and how a connection is opened |
+//! | [`splice`] | an open connection past the link |
+//! | [`pipes`] | the pipes that its bytes go through |
 //! | [`proxy`] | the PROXY header in front of a connection |
-//! | [`tcp`] | connections |
 //! | [`udp`] | datagrams |
 use std::collections::HashMap;
 use std::io;
@@ -42,7 +44,9 @@ use inside::Pool;
 pub mod bind;
 pub mod holder;
 pub mod inside;
+pub mod pipes;
 pub mod proxy;
+pub mod splice;
 pub mod tcp;
 pub mod udp;
 
@@ -84,6 +88,9 @@ impl Publishing {
         let raw = agent.as_raw_fd();
         self.registry.register(&mut SourceFd(&raw), tokens::agent(port.0), Interest::READABLE)?;
         self.pools.insert(port, Pool::new(agent));
+        // Whoever came before the agent asks it now.
+        self.tcp.handle_stock(port);
+        self.udp.handle_stock(port);
         Ok(())
     }
 
