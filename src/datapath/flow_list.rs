@@ -62,7 +62,7 @@ pub fn page<'a>(
     if flows.len() >= limit {
         return FlowPage { flows, next: Some(PAST_THE_LINK << SECTION) };
     }
-    let rest = publishing.flows(place, limit - flows.len());
+    let rest = publishing.flows(id, place, limit - flows.len(), MOST_PLACES);
     flows.extend(rest.flows);
     FlowPage { flows, next: rest.next.map(|place| PAST_THE_LINK << SECTION | place) }
 }

@@ -192,10 +192,25 @@ impl Publishing {
         self.udp.round(now, &mut self.pools, Surroundings { gateway, host, links });
     }
 
-    /// Some of the flows that take the way past the link. `cursor` is where the last page ended, 0 for the first; a page
-    /// costs no more than `limit` says.
-    pub fn flows(&mut self, _cursor: u64, _limit: usize) -> FlowPage {
-        FlowPage::default()
+    /// Some of the flows that take the way past the link. `id` names the sandbox at a port, `cursor` is where the last
+    /// page ended, 0 for the first; a page looks at no more than `places` places and has at most `limit` flows.
+    pub fn flows<'a>(
+        &mut self,
+        id: impl Fn(PortId) -> Option<&'a str>,
+        cursor: u64,
+        limit: usize,
+        places: usize,
+    ) -> FlowPage {
+        let end = self.tcp.places() as u64;
+        let last = end.min(cursor.saturating_add(places as u64));
+        let mut page = FlowPage::default();
+        for place in cursor..last {
+            if page.flows.len() >= limit {
+                return FlowPage { next: Some(place), ..page };
+            }
+            page.flows.extend(self.tcp.describe(place as usize, &id));
+        }
+        FlowPage { next: (last < end).then_some(last), ..page }
     }
 
     /// Is something left to be done in the next round, without an event?

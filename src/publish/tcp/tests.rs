@@ -642,6 +642,30 @@ fn what_an_ended_sandbox_had_said_in_full_is_not_reset() {
     test.assert_ended();
 }
 
+#[test]
+fn connections_are_listed_page_by_page() {
+    let mut test = Test::new();
+    let (listener, port) = listen("127.0.0.1");
+    let host = test.publish("127.0.0.1", port);
+    let pairs: Vec<_> = (0..10).map(|_| test.connected(host, &listener)).collect();
+    let mut clients: Vec<SocketAddr> = pairs.iter().map(|(client, _)| client.local_addr().unwrap()).collect();
+    clients.sort();
+    for (limit, places) in [(1, 100), (100, 3), (4, 2), (100, 100)] {
+        let (mut all, mut cursor) = (Vec::new(), Some(0));
+        while let Some(at) = cursor {
+            let page = test.publishing.flows(|_| Some(ID), at, limit, places);
+            assert!(page.flows.len() <= limit);
+            all.extend(page.flows.into_iter().filter_map(|flow| flow.outside));
+            cursor = page.next;
+        }
+        all.sort();
+        assert_eq!(all, clients, "{limit} {places}");
+    }
+    let unknown = test.publishing.flows(|_| None, 0, 100, 100);
+    assert!(unknown.flows.is_empty() && unknown.next.is_none());
+    assert_eq!(test.publishing.flows(|_| Some(ID), u64::MAX, 100, 100).next, None);
+}
+
 /// Run a test again, alone in a process that may be killed or have few descriptors. `None` in that process.
 fn alone(test: &str, with: &str) -> Option<std::process::Child> {
     const ALONE: &str = "TAPLINE_TEST_ALONE";
