@@ -23,7 +23,7 @@ use super::link::PortId;
 
 /// How long a flow may be idle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Idle {
+pub(crate) enum Idle {
     /// A question and its answer.
     Short,
     /// Everything else.
@@ -73,7 +73,7 @@ struct PortFlows {
     count: usize,
 }
 
-pub(super) struct FlowTable<K, V> {
+pub(crate) struct FlowTable<K, V> {
     by_key: HashMap<K, u32>,
     places: Vec<Place<K, V>>,
     free: Vec<u32>,

@@ -95,6 +95,18 @@ pub struct EchoId {
     pub generation: u32,
 }
 
+/// The way back to a client of a published UDP port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ReplyPath {
+    /// Place of the published socket.
+    pub socket: u32,
+    /// Increases whenever a place is given to another socket.
+    pub generation: u32,
+    /// The host's address that the client wrote to, which answers must come from; `None` where the socket has only
+    /// one.
+    pub local: Option<IpAddr>,
+}
+
 /// Datagrams from a sandbox, on their way out.
 #[derive(Clone, Copy, Debug)]
 pub struct Datagram<'a> {
@@ -160,6 +172,17 @@ pub trait Host {
     /// unavailable). A datagram that follows another of its flow may wait for more to leave together; what becomes
     /// of it is told later, with [`Gateway::handle_udp_unsent`](super::Gateway::handle_udp_unsent), if it fails.
     fn udp_send(&mut self, flow: UdpId, to: SocketAddr, datagram: Datagram<'_>) -> Result<(), HostError>;
+
+    /// Send a datagram (or a super-segment) to a client of a published port. It may wait for more to leave together.
+    /// For a host that publishes nothing there is no such way.
+    fn published_send(
+        &mut self,
+        _path: ReplyPath,
+        _client: SocketAddr,
+        _datagram: Datagram<'_>,
+    ) -> Result<(), HostError> {
+        Err(HostError::Unsupported)
+    }
 
     /// The flow has expired; close its socket.
     fn udp_close(&mut self, flow: UdpId);

@@ -26,8 +26,9 @@ pub mod describe;
 pub mod dhcp;
 pub mod echo;
 pub mod emit;
-mod flows;
+pub(crate) mod flows;
 pub mod icmp;
+mod inbound;
 pub mod kept;
 pub mod link;
 pub mod ndp;
@@ -50,7 +51,7 @@ use smoltcp::wire::IpProtocol;
 
 use crate::plan::{Endpoint, HostView, MacAddr, Network};
 use counters::{Counters, DropReason};
-use link::{Asker, EchoId, Host, HostError, Link, Offload, Peer, PortId, TcpId, UdpId, Unsent};
+use link::{Asker, EchoId, Host, HostError, Link, Offload, Peer, PortId, ReplyPath, TcpId, UdpId, Unsent};
 use packet::{ETHERNET_HEADER, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, Parsed};
 
 /// What every part of the gateway may look at: the network, the host, who is on which port, and the counters.
@@ -87,6 +88,13 @@ impl Segment {
             kept: kept::Kept::default(),
         }
     }
+
+    /// A client of a published port has this address inside: a sandbox that looks for it on its segment finds the
+    /// gateway.
+    pub(crate) fn keep_address(&mut self, _ip: IpAddr) {}
+
+    /// One client less has this address.
+    pub(crate) fn forget_address(&mut self, _ip: IpAddr) {}
 
     /// May a sandbox on this port use this source address? Its segment's unicast addresses, except the
     /// gateway's own; link-local ones for IPv6.
@@ -146,7 +154,7 @@ impl Gateway {
         self.segment.leases.remove_port(port);
         self.segment.kept.remove_port(port);
         self.tcp.remove_port(port, host);
-        self.udp.remove_port(port, host);
+        self.udp.remove_port(port, &mut self.segment, host);
         self.echo.remove_port(port, host);
         self.reassembly.remove_port(port);
         self.advertiser.remove_port(port);
@@ -155,6 +163,11 @@ impl Gateway {
     /// The host's addresses or resolvers changed: new flows use them.
     pub fn handle_host_changed(&mut self, host: HostView) {
         self.segment.host = host;
+    }
+
+    /// Who is at a port.
+    pub fn endpoint(&self, port: PortId) -> Option<&Endpoint> {
+        self.segment.ports.get(&port)
     }
 
     /// The network served.
@@ -349,6 +362,30 @@ impl Gateway {
         self.udp.handle_datagram(now, &mut self.segment, flow, from, payload, segment, tos, link);
     }
 
+    /// A client sent a datagram to a published port (with `segment` not 0 several of that size): the sandbox gets it
+    /// with the client's own address. `reply` is the way back, for [`Host::published_send`].
+    #[allow(clippy::too_many_arguments)]
+    pub fn handle_published_datagram(
+        &mut self,
+        now: Instant,
+        port: PortId,
+        client: SocketAddr,
+        sandbox_port: u16,
+        payload: &[u8],
+        segment: u16,
+        tos: u8,
+        reply: ReplyPath,
+        link: &mut impl Link,
+    ) {
+        let arrival = inbound::Arrival { port, client, sandbox_port, payload, segment, tos, path: reply };
+        self.udp.handle_arrival(now, &mut self.segment, &arrival, link);
+    }
+
+    /// These published UDP sockets are closed: the flows of their clients end.
+    pub fn end_published_udp(&mut self, closed: impl Fn(ReplyPath) -> bool) {
+        self.udp.inbound.end_where(&mut self.segment, closed);
+    }
+
     /// Datagrams that had waited on the host's side to leave together could not be sent.
     pub fn handle_udp_unsent(&mut self, now: Instant, unsent: Unsent<'_>, link: &mut impl Link) {
         self.udp.handle_unsent(now, &mut self.segment, unsent, link);
@@ -428,7 +465,7 @@ impl Gateway {
     /// Time has passed: retransmissions, expiry of flows and of unfinished datagrams, router advertisements.
     pub fn handle_timeout(&mut self, now: Instant, host: &mut impl Host, link: &mut impl Link) {
         self.tcp.handle_timeout(now);
-        self.udp.handle_timeout(now, host);
+        self.udp.handle_timeout(now, &mut self.segment, host);
         self.echo.handle_timeout(now, host);
         self.reassembly.handle_timeout(now, &mut self.segment, link);
         self.advertiser.handle_timeout(now, &mut self.segment, link);

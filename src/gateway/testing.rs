@@ -7,7 +7,7 @@ use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
 
 use super::counters::DropReason;
 use super::emit::testing::{PEER, Recorder, SANDBOX_MAC, endpoint, network};
-use super::link::{Asker, Datagram, EchoId, Host, HostError, Offload, TcpId, UdpId};
+use super::link::{Asker, Datagram, EchoId, Host, HostError, Offload, ReplyPath, TcpId, UdpId};
 use super::{Gateway, packet};
 use crate::plan::{HostView, Network};
 
@@ -41,6 +41,8 @@ impl<Id, To> Sent<Id, To> {
 pub struct FakeHost {
     pub udp: Vec<Sent<UdpId, SocketAddr>>,
     pub udp_closed: Vec<UdpId>,
+    /// To clients of published ports: way, client, payload, type of service.
+    pub published: Vec<(ReplyPath, SocketAddr, Vec<u8>, u8)>,
     pub echo: Vec<Sent<EchoId, IpAddr>>,
     pub echo_closed: Vec<EchoId>,
     pub queries: Vec<(Asker, Vec<u8>)>,
@@ -58,6 +60,12 @@ impl Host for FakeHost {
     fn udp_send(&mut self, flow: UdpId, to: SocketAddr, datagram: Datagram<'_>) -> Result<(), HostError> {
         self.fail.pop_front().map_or(Ok(()), Err)?;
         self.udp.push(Sent::new(flow, to, 0, datagram));
+        Ok(())
+    }
+
+    fn published_send(&mut self, path: ReplyPath, client: SocketAddr, datagram: Datagram<'_>) -> Result<(), HostError> {
+        self.fail.pop_front().map_or(Ok(()), Err)?;
+        self.published.push((path, client, datagram.payload.to_vec(), datagram.tos));
         Ok(())
     }
 

@@ -14,6 +14,8 @@
 //! limit stays, for that is no hop away, and the policy is asked each time, so that a flow follows when the
 //! host's address changes.
 //!
+//! What goes to a client of a published port is taken out before all that: see `inbound`.
+//!
 //! The way back: the sender's address becomes the one that the sandbox had written to. Errors from the host's
 //! queue become ICMP errors that quote the sandbox's packet, written again with its addresses.
 //!
@@ -29,6 +31,7 @@ use smoltcp::wire::IpProtocol;
 
 use super::describe::Description;
 use super::flows::{FlowTable, Idle};
+use super::inbound::{Answer, Arrival, Inbound};
 use super::peers::Peers;
 use super::quote::Quote;
 use super::{
@@ -66,6 +69,8 @@ struct Flow {
 pub struct UdpTable {
     flows: FlowTable<Key, Flow>,
     most_flows: usize,
+    /// Those that a client of a published port began.
+    pub(super) inbound: Inbound,
 }
 
 /// A UDP header that was checked, and what follows it.
@@ -81,12 +86,16 @@ struct Udp<'a> {
 impl UdpTable {
     /// An empty table; flows expire after `timeout` without traffic.
     pub fn new(timeout: Duration) -> UdpTable {
-        UdpTable { flows: FlowTable::new(DNS_TIMEOUT.min(timeout), timeout), most_flows: MOST_FLOWS }
+        UdpTable {
+            flows: FlowTable::new(DNS_TIMEOUT.min(timeout), timeout),
+            most_flows: MOST_FLOWS,
+            inbound: Inbound::new(timeout),
+        }
     }
 
     /// Flows now.
     pub fn len(&self) -> usize {
-        self.flows.len()
+        self.flows.len() + self.inbound.len()
     }
 
     /// Nothing there?
@@ -113,7 +122,8 @@ impl UdpTable {
     }
 
     /// The port's flows end.
-    pub fn remove_port(&mut self, port: PortId, host: &mut impl Host) {
+    pub fn remove_port(&mut self, port: PortId, segment: &mut Segment, host: &mut impl Host) {
+        self.inbound.remove_port(port, segment);
         while let Some(index) = self.flows.oldest(port) {
             self.end(index, host);
         }
@@ -138,6 +148,12 @@ impl UdpTable {
         let udp = parse(packet)?;
         if udp.dst_port == DHCP_SERVER_PORT && is_for_dhcp_server(segment, packet.dst) {
             return dhcp::handle(segment, packet, link);
+        }
+        if self.inbound.len() > 0 {
+            let (from, to) = (SocketAddr::new(packet.src, udp.src_port), SocketAddr::new(packet.dst, udp.dst_port));
+            if let Some(answer) = self.inbound.answer(now, packet.peer, from, to) {
+                return send_answer(now, segment, packet, &udp, answer, host, link);
+            }
         }
         let named = match packet.dst {
             IpAddr::V4(ip) if ip.is_broadcast() && segment.network.broadcast_to_host => {
@@ -194,6 +210,19 @@ impl UdpTable {
                 }
                 Err(send_failure(error, known.is_none()))
             }
+        }
+    }
+
+    /// A client of a published port sent something.
+    pub(super) fn handle_arrival(
+        &mut self,
+        now: Instant,
+        segment: &mut Segment,
+        arrival: &Arrival<'_>,
+        link: &mut impl Link,
+    ) {
+        if let Err(reason) = self.inbound.handle_datagram(now, segment, arrival, link) {
+            segment.counters.drop_many(reason, datagrams(arrival.payload, arrival.segment));
         }
     }
 
@@ -262,8 +291,7 @@ impl UdpTable {
         let idle = if found.only_dns { Idle::Short } else { Idle::Long };
         self.flows.touch(now, flow.index, idle);
         if !link.has_room(peer.port) {
-            let datagrams = if segment_size == 0 { 1 } else { payload.len().div_ceil(usize::from(segment_size)) };
-            return segment.counters.drop_many(DropReason::NoRoom, datagrams as u64);
+            return segment.counters.drop_many(DropReason::NoRoom, datagrams(payload, segment_size));
         }
         let from = SocketAddr::new(named, from.port());
         send_to_sandbox(segment, peer, from, to, payload, segment_size, tos, link);
@@ -304,15 +332,52 @@ impl UdpTable {
 
     /// When the next flow may expire.
     pub fn next_timeout(&self) -> Option<Instant> {
-        self.flows.next_timeout()
+        [self.flows.next_timeout(), self.inbound.next_timeout()].into_iter().flatten().min()
     }
 
     /// Expire flows.
-    pub fn handle_timeout(&mut self, now: Instant, host: &mut impl Host) {
+    pub fn handle_timeout(&mut self, now: Instant, segment: &mut Segment, host: &mut impl Host) {
+        self.inbound.handle_timeout(now, segment);
         while let Some(index) = self.flows.expired(now) {
             self.end(index, host);
         }
     }
+}
+
+/// How many datagrams a payload is, joined ones of `segment` bytes unless that is 0.
+fn datagrams(payload: &[u8], segment: u16) -> u64 {
+    if segment == 0 { 1 } else { payload.len().div_ceil(usize::from(segment)) as u64 }
+}
+
+/// A sandbox's datagram to a client of a published port.
+fn send_answer(
+    now: Instant,
+    segment: &mut Segment,
+    packet: &Packet<'_>,
+    udp: &Udp<'_>,
+    answer: Answer,
+    host: &mut impl Host,
+    link: &mut impl Link,
+) -> Result<(), DropReason> {
+    let hop_limit = if segment.network.is_gateway(packet.dst) {
+        packet.hop_limit.max(1)
+    } else {
+        icmp::hop_limit_spent(now, segment, packet, link)?;
+        packet.hop_limit - 1
+    };
+    let datagram = Datagram {
+        payload: udp.payload,
+        segment: udp.segment,
+        hop_limit,
+        tos: packet.tos,
+        dont_fragment: packet.dont_fragment,
+    };
+    host.published_send(answer.path, answer.client, datagram).map_err(|error| {
+        if let Some(error) = host_error(error) {
+            icmp::send_error(now, segment, packet.peer, None, error, packet.bytes, link);
+        }
+        send_failure(error, false)
+    })
 }
 
 /// A sandbox's datagram written again, to be quoted.
