@@ -143,6 +143,16 @@ impl<K: Copy + Eq + Hash, V> FlowTable<K, V> {
         self.places.get(index)?.flow.as_ref().map(|flow| (&flow.key, &flow.value))
     }
 
+    /// The places of all flows with such keys. Looks at every flow there is.
+    pub fn find_where(&self, wanted: impl Fn(&K) -> bool) -> Vec<u32> {
+        self.by_key.iter().filter(|(key, _)| wanted(key)).map(|(_, index)| *index).collect()
+    }
+
+    /// Flows of a class, those that are there too, may be idle this long from now on.
+    pub fn set_timeout(&mut self, idle: Idle, timeout: Duration) {
+        self.timeouts[idle as usize] = timeout;
+    }
+
     /// Add a flow whose key is not in the table. Its place.
     pub fn insert(&mut self, now: Instant, port: PortId, key: K, value: V, idle: Idle) -> u32 {
         let port = self.port_place(port);

@@ -11,6 +11,7 @@ pub mod addr;
 pub mod errqueue;
 mod outbox;
 pub mod ping;
+pub mod published;
 pub mod resolv;
 mod side;
 mod socket;

@@ -5,11 +5,12 @@ use mio::Registry;
 use tokio::sync::mpsc;
 
 use super::ping::PingHost;
+use super::published::Replies;
 use super::tcp::TcpHost;
 use super::udp::UdpHost;
 use crate::datapath::commands::Event;
 use crate::datapath::tokens;
-use crate::gateway::link::{Asker, Datagram, EchoId, Host, HostError, TcpId, UdpId};
+use crate::gateway::link::{Asker, Datagram, EchoId, Host, HostError, ReplyPath, TcpId, UdpId};
 use crate::plan::{HostView, Network};
 
 /// All host sockets of a worker, and the way to the forwarder.
@@ -20,6 +21,8 @@ pub struct HostSide {
     pub udp: UdpHost,
     /// Echo requests.
     pub ping: PingHost,
+    /// Datagrams for clients of published ports.
+    pub replies: Replies,
     events: mpsc::Sender<Event>,
 }
 
@@ -37,6 +40,7 @@ impl HostSide {
             tcp: TcpHost::new(registry.try_clone()?, outbound.clone(), tokens::tcp),
             udp: UdpHost::new(registry.try_clone()?, tokens::udp, outbound, limits.udp),
             ping: PingHost::new(registry.try_clone()?, tokens::ping, outbound, limits.ping),
+            replies: Replies::default(),
             events,
         };
         side.handle_host_changed(view);
@@ -90,6 +94,10 @@ impl Host for HostSide {
 
     fn udp_send(&mut self, flow: UdpId, to: SocketAddr, datagram: Datagram<'_>) -> Result<(), HostError> {
         self.udp.send(flow, to, datagram)
+    }
+
+    fn published_send(&mut self, path: ReplyPath, client: SocketAddr, datagram: Datagram<'_>) -> Result<(), HostError> {
+        self.replies.push(path, client, datagram)
     }
 
     fn udp_close(&mut self, flow: UdpId) {

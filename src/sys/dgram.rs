@@ -35,6 +35,9 @@ pub enum SocketOption {
     ReceiveHopLimit,
     /// UDP_GRO: datagrams of one sender may come joined.
     Gro,
+    /// IP_PKTINFO, IPV6_RECVPKTINFO: the address that a datagram was sent to. On a socket of IPv6 it says so of IPv4
+    /// too.
+    ReceiveDestination,
 }
 
 /// Set an option of a socket of IPv4 or IPv6.
@@ -59,6 +62,8 @@ pub fn set_option(socket: BorrowedFd<'_>, ipv6: bool, option: SocketOption, valu
         (SocketOption::ReceiveHopLimit, false) => (SOL_IP, libc::IP_RECVTTL, value),
         (SocketOption::ReceiveHopLimit, true) => (SOL_IPV6, libc::IPV6_RECVHOPLIMIT, value),
         (SocketOption::Gro, _) => (SOL_UDP, libc::UDP_GRO, value),
+        (SocketOption::ReceiveDestination, false) => (SOL_IP, libc::IP_PKTINFO, value),
+        (SocketOption::ReceiveDestination, true) => (SOL_IPV6, libc::IPV6_RECVPKTINFO, value),
     };
     // SAFETY: the descriptor is open for the length of the borrow, and the pointer is to a live int whose size
     // is what is said.
@@ -155,6 +160,29 @@ fn controls(mut bytes: &[u8]) -> impl Iterator<Item = (i32, i32, &[u8])> {
     })
 }
 
+impl Control {
+    /// Put a control message behind the `len` bytes that are there.
+    fn push(&mut self, len: &mut usize, level: i32, kind: i32, data: &[u8]) {
+        let (word, at) = (size_of::<usize>(), *len);
+        self.0[at..at + word].copy_from_slice(&(CMSG_HEADER + data.len()).to_ne_bytes());
+        self.0[at + word..at + word + 4].copy_from_slice(&level.to_ne_bytes());
+        self.0[at + word + 4..at + word + 8].copy_from_slice(&kind.to_ne_bytes());
+        self.0[at + CMSG_HEADER..at + CMSG_HEADER + data.len()].copy_from_slice(data);
+        *len = at + (CMSG_HEADER + data.len()).next_multiple_of(word);
+    }
+}
+
+/// The address in a struct in_pktinfo (the second one, which is this host's even for a broadcast) or in6_pktinfo,
+/// unless it is a group's.
+fn destination(level: i32, data: &[u8]) -> Option<IpAddr> {
+    let ip = if level == libc::SOL_IP {
+        IpAddr::from(*data.get(4..)?.first_chunk::<4>()?)
+    } else {
+        IpAddr::from(*data.first_chunk::<16>()?).to_canonical()
+    };
+    (!ip.is_multicast() && !ip.is_unspecified()).then_some(ip)
+}
+
 /// A control message that is one int, or one byte (IP_TOS).
 fn small(data: &[u8]) -> u32 {
     match data {
@@ -195,11 +223,80 @@ pub fn send(socket: BorrowedFd<'_>, to: SocketAddr, parts: [&[u8]; 2], segment: 
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Datagrams on their way out of a socket of many clients, or of a connected one.
+#[derive(Clone, Copy, Debug)]
+pub struct Letter<'a> {
+    /// To whom; `None` on a connected socket.
+    pub to: Option<SocketAddr>,
+    /// The address to send from, one of this host's own; `None` lets the kernel choose.
+    pub from: Option<IpAddr>,
+    /// Type of service / traffic class.
+    pub tos: u8,
+    /// Bytes of each datagram but the last; 0 for a single one.
+    pub segment: u16,
+    /// The datagrams, one after the other.
+    pub payload: &'a [u8],
+}
+
+/// Send a letter through a socket of IPv4 or IPv6 (where IPv4 goes out by mapped addresses). Never waits, as
+/// [`send`].
+pub fn post(socket: BorrowedFd<'_>, ipv6: bool, letter: &Letter<'_>) -> io::Result<()> {
+    let Letter { to, from, tos, segment, payload } = *letter;
+    let mut name = to.map(|to| match to {
+        SocketAddr::V4(v4) if ipv6 => Name::encode(SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port())),
+        to => Name::encode(to),
+    });
+    let v4 = to.map_or(!ipv6, |to| to.is_ipv4());
+    let mut control = Control([0; CONTROL_BYTES]);
+    let mut control_len = 0;
+    if segment != 0 {
+        control.push(&mut control_len, libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
+    }
+    if tos != 0 {
+        let (level, kind) = if v4 { (libc::SOL_IP, libc::IP_TOS) } else { (libc::SOL_IPV6, libc::IPV6_TCLASS) };
+        control.push(&mut control_len, level, kind, &i32::from(tos).to_ne_bytes());
+    }
+    match from {
+        // struct in_pktinfo: interface, source, (destination); struct in6_pktinfo: source, interface.
+        Some(IpAddr::V4(from)) if v4 => {
+            let mut info = [0; 12];
+            info[4..8].copy_from_slice(&from.octets());
+            control.push(&mut control_len, libc::SOL_IP, libc::IP_PKTINFO, &info);
+        }
+        Some(IpAddr::V6(from)) if !v4 => {
+            let mut info = [0; 20];
+            info[..16].copy_from_slice(&from.octets());
+            control.push(&mut control_len, libc::SOL_IPV6, libc::IPV6_PKTINFO, &info);
+        }
+        _ => {}
+    }
+    let mut iov = libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
+    // SAFETY: msghdr is plain data for which all zeros is a value; the fields that matter are set below.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    if let Some((name, len)) = &mut name {
+        header.msg_name = name.0.as_mut_ptr().cast();
+        header.msg_namelen = *len;
+    }
+    header.msg_iov = &raw mut iov;
+    header.msg_iovlen = 1;
+    if control_len != 0 {
+        header.msg_control = control.0.as_mut_ptr().cast();
+        header.msg_controllen = control_len as _;
+    }
+    // SAFETY: every pointer in `header` is to a local or a borrowed slice that outlives the call, with its true
+    // length; sendmsg only reads through them.
+    let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// A datagram that was received.
 #[derive(Clone, Copy, Debug)]
 pub struct Message<'a> {
     /// Its sender.
     pub from: SocketAddr,
+    /// The address of this host that it was sent to, when the socket was asked to say; `None` too for one that
+    /// nobody can answer from.
+    pub to: Option<IpAddr>,
     /// UDP payload, or, from a ping socket, an ICMP message from its type on.
     pub payload: &'a [u8],
     /// With UDP_GRO: bytes of each datagram that was joined (the last may be shorter); 0 for a single one.
@@ -313,7 +410,7 @@ impl Batch {
             segment => usize::from(segment) == size,
         };
         let (most, most_bytes) = MOST_JOINED;
-        if a.from != b.from || a.tos != b.tos || !whole || !alike || have + more > most_bytes {
+        if a.from != b.from || a.to != b.to || a.tos != b.tos || !whole || !alike || have + more > most_bytes {
             return false;
         }
         if (have + more).div_ceil(size) > most {
@@ -334,6 +431,7 @@ impl Batch {
         let at = index * MESSAGE_BYTES;
         let mut message = Message {
             from: self.names[index].decode()?,
+            to: None,
             payload: &self.buffer[at..at + meta.len],
             segment: 0,
             tos: 0,
@@ -345,6 +443,9 @@ impl Batch {
                 (libc::SOL_IP, libc::IP_TOS) | (libc::SOL_IPV6, libc::IPV6_TCLASS) => message.tos = small(data) as u8,
                 (libc::SOL_IP, libc::IP_TTL) | (libc::SOL_IPV6, libc::IPV6_HOPLIMIT) => {
                     message.hop_limit = Some(small(data) as u8);
+                }
+                (libc::SOL_IP, libc::IP_PKTINFO) | (libc::SOL_IPV6, libc::IPV6_PKTINFO) => {
+                    message.to = destination(level, data);
                 }
                 _ => {}
             }
