@@ -1,12 +1,12 @@
-//! UDP: datagrams and super-segments out, answers and errors back.
+//! UDP: datagrams and super-segments out, answers and errors back; clients of published ports, and answers to them.
 #![no_main]
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use tapline::gateway::link::{Gso, Offload};
-use tapline_fuzz::{World, frame, host_error, icmp_error, place, router, sandbox};
+use tapline::gateway::link::{Gso, Offload, ReplyPath};
+use tapline_fuzz::{GATEWAY_V4, GATEWAY_V6, PORT, World, frame, host_error, icmp_error, place, router, sandbox};
 
 #[derive(Arbitrary, Debug)]
 enum Event {
@@ -38,9 +38,36 @@ enum Event {
         which: u8,
         length: u16,
     },
+    /// A client writes to a published port.
+    Arrive {
+        client: (u8, u8),
+        service: u8,
+        path: (u8, Option<u8>),
+        length: u16,
+        segment: u16,
+    },
+    /// The sandbox writes to whom it takes for a client, under its own address or the gateway's.
+    Respond {
+        client: (u8, u8),
+        own: bool,
+        service: u8,
+        length: u16,
+        hop_limit: u8,
+        fail: Option<u8>,
+    },
+    /// A published socket is closed.
+    Close(u8),
     Seconds(u8),
     Room(bool),
     SuperDatagrams(bool),
+}
+
+/// Where the gateway's address stands for clients, they have ports from here on.
+const STAND_INS: u16 = 49_152;
+
+/// Few enough that an answer finds its client.
+fn client_port(which: u8) -> u16 {
+    u16::from(which % 16)
 }
 
 fn pick<T: Copy>(from: &[T], which: u8) -> Option<T> {
@@ -90,6 +117,35 @@ fn step(world: &mut World, event: Event, data: &[u8]) {
             if let Some(asker) = pick(&askers, which) {
                 world.gateway.handle_dns_answer(asker, bytes(length), &mut world.link);
             }
+        }
+        Event::Arrive { client, service, path, length, segment } => {
+            let client = SocketAddr::new(place(client.0), client_port(client.1));
+            let path = ReplyPath { socket: path.0.into(), generation: 1, local: path.1.map(place) };
+            let segment = if usize::from(segment) < bytes(length).len() { segment } else { 0 };
+            let service = 40_000 + u16::from(service % 16);
+            world.host.clients.insert((path, client));
+            let (payload, link) = (bytes(length), &mut world.link);
+            world.gateway.handle_published_datagram(now, PORT, client, service, payload, segment, 0, path, link);
+        }
+        Event::Respond { client, own, service, length, hop_limit, fail } => {
+            let dst = place(client.0);
+            let (dst, port) = match (own, dst.is_ipv4()) {
+                (true, _) => (dst, client_port(client.1)),
+                (false, true) => (GATEWAY_V4.into(), STAND_INS + u16::from(client.1 % 16)),
+                (false, false) => (GATEWAY_V6.into(), STAND_INS + u16::from(client.1 % 16)),
+            };
+            let payload = bytes(length);
+            let mut udp = (40_000 + u16::from(service % 16)).to_be_bytes().to_vec();
+            udp.extend_from_slice(&port.to_be_bytes());
+            udp.extend_from_slice(&(8 + payload.len() as u16).to_be_bytes());
+            udp.extend_from_slice(&[0, 0]);
+            udp.extend_from_slice(payload);
+            world.host.fail = fail.map(host_error);
+            world.packet(sandbox(dst), dst, 17, hop_limit, &udp);
+        }
+        Event::Close(socket) => {
+            world.gateway.end_published_udp(|path| path.socket == u32::from(socket));
+            world.host.clients.retain(|(path, _)| path.socket != u32::from(socket));
         }
         Event::Seconds(time) => world.pass(Duration::from_secs(time.into())),
         Event::Room(room) => world.link_room(room),

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use tapline::gateway::Gateway;
 use tapline::gateway::icmp::IcmpError;
-use tapline::gateway::link::{Asker, Datagram, EchoId, Host, HostError, Link, Offload, PortId, TcpId, UdpId};
+use tapline::gateway::link::{
+    Asker, Datagram, EchoId, Host, HostError, Link, Offload, PortId, ReplyPath, TcpId, UdpId,
+};
 use tapline::gateway::tcp::Outcome;
 use tapline::gateway::tcp::flow::{HostStream, Transfer};
 use tapline::plan::{Endpoint, HostView, Ipv4Layout, Ipv6Layout, MacAddr, Network};
@@ -224,6 +226,8 @@ pub struct Sockets {
     pub udp: Vec<(UdpId, SocketAddr)>,
     pub echo: Vec<(EchoId, u16)>,
     pub questions: Vec<(Asker, Vec<u8>)>,
+    /// Who has written to a published port, by which socket, that is not closed.
+    pub clients: HashSet<(ReplyPath, SocketAddr)>,
     /// What the next send fails with.
     pub fail: Option<HostError>,
     udp_closed: HashSet<UdpId>,
@@ -257,6 +261,13 @@ impl Host for Sockets {
         assert!(datagram.hop_limit > 0);
         assert!(datagram.segment == 0 || usize::from(datagram.segment) < datagram.payload.len());
         self.udp.push((flow, to));
+        self.fail.take().map_or(Ok(()), Err)
+    }
+
+    fn published_send(&mut self, path: ReplyPath, client: SocketAddr, datagram: Datagram<'_>) -> Result<(), HostError> {
+        assert!(self.clients.contains(&(path, client)), "an answer to somebody who never asked");
+        assert!(datagram.hop_limit > 0);
+        assert!(datagram.segment == 0 || usize::from(datagram.segment) < datagram.payload.len());
         self.fail.take().map_or(Ok(()), Err)
     }
 

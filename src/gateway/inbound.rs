@@ -20,6 +20,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use super::describe::Description;
 use super::flows::{FlowTable, Idle};
 use super::udp::{MOST_FLOWS, send_to_sandbox};
 use super::{
@@ -86,6 +87,17 @@ impl Inbound {
         self.flows.len()
     }
 
+    /// How many places the table has, taken or not.
+    pub fn places(&self) -> usize {
+        self.flows.places()
+    }
+
+    /// The flow at a place, for people.
+    pub fn describe(&self, place: usize) -> Option<Description> {
+        let (&(port, inside, outside), _) = self.flows.look(place)?;
+        Some(Description { port, protocol: "udp", published: true, inside, outside: Some(outside), state: "open" })
+    }
+
     /// A client sent a datagram, or with `segment` not 0 several of that size.
     pub fn handle_datagram(
         &mut self,
@@ -131,7 +143,7 @@ impl Inbound {
             self.end(oldest, segment);
         }
         if kept {
-            segment.keep_address(key.2.ip());
+            segment.keep_address(port, key.2.ip());
         }
         let index = self.flows.insert(now, port, key, Flow { key, origin, peer, kept }, Idle::Long);
         self.by_origin.insert(origin, index);
@@ -174,11 +186,11 @@ impl Inbound {
 
     fn end(&mut self, index: u32, segment: &mut Segment) {
         let Some((_, flow)) = self.flows.placed(index) else { return };
-        let (origin, ip, kept) = (flow.origin, flow.key.2.ip(), flow.kept);
+        let (origin, (port, _, client), kept) = (flow.origin, flow.key, flow.kept);
         self.flows.remove(index);
         self.by_origin.remove(&origin);
         if kept {
-            segment.forget_address(ip);
+            segment.forget_address(port, client.ip());
         }
     }
 
@@ -247,6 +259,7 @@ fn can_be_kept(segment: &Segment, ip: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gateway::describe::Table;
     use crate::gateway::emit::testing::{PEER, SANDBOX_V4, SANDBOX_V6, network};
     use crate::gateway::link::{Gso, HostError, Offload};
     use crate::gateway::testing::{Test, udp_frame};
@@ -288,6 +301,10 @@ mod tests {
             assert_eq!((*to_path, *to, &sent[..], *tos), (path, at(client), &b"answer"[..], 0));
             assert!(test.host.udp.is_empty());
             assert_eq!((test.gateway.counters().udp_flows, test.gateway.flows().1), (1, 1));
+            let described = (0..test.gateway.places(Table::Udp)).find_map(|at| test.gateway.describe(Table::Udp, at));
+            let described = described.unwrap();
+            assert!(described.published && described.port == PEER.port);
+            assert_eq!((described.inside, described.outside), (at(service), Some(at(client))));
             // Other ports of the client, and other ports of the sandbox, are flows of their own.
             let stranger = SocketAddr::new(at(client).ip(), 7001).to_string();
             test.udp(service, &stranger, b"x");

@@ -91,10 +91,10 @@ impl Segment {
 
     /// A client of a published port has this address inside: a sandbox that looks for it on its segment finds the
     /// gateway.
-    pub(crate) fn keep_address(&mut self, _ip: IpAddr) {}
+    pub(crate) fn keep_address(&mut self, _port: PortId, _client: IpAddr) {}
 
     /// One client less has this address.
-    pub(crate) fn forget_address(&mut self, _ip: IpAddr) {}
+    pub(crate) fn forget_address(&mut self, _port: PortId, _client: IpAddr) {}
 
     /// May a sandbox on this port use this source address? Its segment's unicast addresses, except the
     /// gateway's own; link-local ones for IPv6.

@@ -104,13 +104,18 @@ impl UdpTable {
     }
 
     /// How many places the table has, taken or not.
+    ///
+    /// Even places are those of flows that the sandbox began, odd ones those of clients' flows.
     pub fn places(&self) -> usize {
-        self.flows.places()
+        2 * self.flows.places().max(self.inbound.places())
     }
 
     /// The flow at a place, for people.
     pub fn describe(&self, place: usize) -> Option<Description> {
-        let (_, flow) = self.flows.look(place)?;
+        if place % 2 == 1 {
+            return self.inbound.describe(place / 2);
+        }
+        let (_, flow) = self.flows.look(place / 2)?;
         Some(Description {
             port: flow.peer.port,
             protocol: "udp",

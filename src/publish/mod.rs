@@ -213,6 +213,11 @@ impl Publishing {
         FlowPage { next: (last < end).then_some(last), ..page }
     }
 
+    /// What was counted of datagrams.
+    pub fn udp_stats(&self) -> udp::UdpStats {
+        self.udp.stats()
+    }
+
     /// Is something left to be done in the next round, without an event?
     pub fn is_busy(&self) -> bool {
         self.tcp.is_busy() || self.udp.is_busy()

@@ -174,8 +174,8 @@ impl UdpSide {
         self.flows.places()
     }
 
-    /// The flow past the link at a place, for people, without its sandbox's id: whose port it is stands before it.
-    pub fn describe(&self, place: usize) -> Option<(PortId, FlowInfo)> {
+    /// The flow past the link at a place, for people. `id` names the sandbox at a port.
+    pub fn describe<'a>(&self, place: usize, id: impl Fn(PortId) -> Option<&'a str>) -> Option<FlowInfo> {
         let (origin, detour) = self.flows.look(place)?;
         let front = self.fronts.get(origin.front as usize)?;
         let to = detour.to();
@@ -187,8 +187,7 @@ impl UdpSide {
             Leads::Out(_) => (FlowKind::Reach, origin.client, to),
         };
         let state = if to.is_some() { "open" } else { "connecting" }.to_owned();
-        let info = FlowInfo { protocol: "udp".to_owned(), kind, sandbox: String::new(), inside, outside, state };
-        Some((front.port, info))
+        Some(FlowInfo { protocol: "udp".to_owned(), kind, sandbox: id(front.port)?.to_owned(), inside, outside, state })
     }
 
     /// Serve a published port of a sandbox.

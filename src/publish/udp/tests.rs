@@ -15,7 +15,9 @@ use crate::gateway::Gateway;
 use crate::gateway::counters::DropReason;
 use crate::gateway::link::{Datagram, Host};
 use crate::host::HostSide;
+use crate::host::testing::in_namespace;
 use crate::plan::{Endpoint, HostView, Ipv4Layout, Ipv6Layout, MacAddr, Network, Origin as Wanted, Outbound, Protocol};
+use crate::sys::netlink::Netlink;
 use crate::sys::scm;
 
 const PORT: PortId = PortId(0);
@@ -76,6 +78,10 @@ impl World {
     }
 
     fn publish(&mut self, socket: &UdpSocket, dual_stack: bool, sandbox_port: u16) -> Published {
+        self.publish_from(&[], socket, dual_stack, sandbox_port)
+    }
+
+    fn publish_from(&mut self, from: &[&str], socket: &UdpSocket, dual_stack: bool, sandbox_port: u16) -> Published {
         let published = Published {
             sandbox: "0123456789ab".into(),
             protocol: Protocol::Udp,
@@ -83,7 +89,7 @@ impl World {
             dual_stack,
             sandbox_port,
             proxy: None,
-            from: vec![],
+            from: from.iter().map(|net| net.parse().unwrap()).collect(),
             spec: String::new(),
             origin: Wanted::Option,
         };
@@ -209,8 +215,8 @@ fn many_clients_have_a_flow_each_and_hear_only_their_own_answers() {
     assert_eq!((world.flows(), service.heard_from.lock().unwrap().len()), (100, 100));
     let stats = world.side().stats();
     assert_eq!(stats, UdpStats { received: 300, sent: 300, ..UdpStats::default() });
-    let (port, flow) = world.side().describe(0).unwrap();
-    assert_eq!((port, flow.kind, flow.state.as_str()), (PORT, FlowKind::Spliced, "open"));
+    let flow = world.side().describe(0, |port| (port == PORT).then_some("0123456789ab")).unwrap();
+    assert_eq!((flow.sandbox.as_str(), flow.kind, flow.state.as_str()), ("0123456789ab", FlowKind::Spliced, "open"));
     assert_eq!(flow.inside, SocketAddr::new(Ipv4Addr::LOCALHOST.into(), service.port));
     assert!(clients.iter().any(|client| client.local_addr().ok() == flow.outside));
 }
@@ -424,7 +430,7 @@ fn a_port_of_the_host_is_reached_from_inside_by_both_families() {
         for (nth, client) in clients.iter().enumerate() {
             assert_eq!(world.answer(client), (vec![nth as u8], inside));
         }
-        let (_, flow) = world.side().describe(0).unwrap();
+        let flow = world.side().describe(0, |_| Some("0123456789ab")).unwrap();
         assert_eq!((flow.kind, flow.outside.map(|to| to.port())), (FlowKind::Reach, Some(service.port)));
     }
 }
@@ -452,6 +458,46 @@ fn without_an_agent_the_loopbacks_clients_go_through_the_link() {
     assert_eq!(world.answer(&client).0, b"bb");
     let stats = world.side().stats();
     assert_eq!((stats.received, stats.sent, stats.dropped), (1, 2, 2));
+}
+
+#[test]
+fn clients_elsewhere_go_through_the_link_if_they_may_and_hear_the_address_they_wrote_to() {
+    let name = "publish::udp::tests::\
+                clients_elsewhere_go_through_the_link_if_they_may_and_hear_the_address_they_wrote_to";
+    if in_namespace(name, 65_536) {
+        return;
+    }
+    let mut netlink = Netlink::open().unwrap();
+    for ip in ["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2"] {
+        let ip: IpAddr = ip.parse().unwrap();
+        netlink.add_address(1, ip, if ip.is_ipv4() { 32 } else { 128 }).unwrap();
+    }
+    let (mut world, service) = (World::new(), Service::at("127.0.0.1:0"));
+    let front = dual_stack();
+    world.publish_from(&["192.0.2.1/32", "2001:db8::1/128"], &front, true, service.port);
+    let port = front.local_addr().unwrap().port();
+    let generation = world.side().fronts[0].generation;
+    for (nth, (own, to)) in [("192.0.2.1", "192.0.2.2"), ("[2001:db8::1]", "2001:db8::2")].into_iter().enumerate() {
+        let client = socket(&format!("{own}:0"));
+        let local: IpAddr = to.parse().unwrap();
+        client.connect((local, port)).unwrap();
+        client.send(b"x").unwrap();
+        // This world's link has no room.
+        let no_room = |world: &World| world.gateway.counters().dropped(DropReason::NoRoom);
+        world.until(|world| (no_room(world) == nth as u64 + 1).then_some(()));
+        let path = ReplyPath { socket: 0, generation, local: Some(local) };
+        let datagram = Datagram { payload: b"aabb", segment: 2, hop_limit: 9, tos: 0xb8, dont_fragment: false };
+        world.host.published_send(path, client.local_addr().unwrap(), datagram).unwrap();
+        for expected in [b"aa", b"bb"] {
+            assert_eq!(world.answer(&client), (expected.to_vec(), SocketAddr::new(local, port)));
+        }
+        let stranger = socket(&SocketAddr::new(local, 0).to_string());
+        stranger.send_to(b"x", (own.trim_matches(['[', ']']), port)).unwrap();
+        world.until(|world| (world.side().stats().refused == nth as u64 + 1).then_some(()));
+    }
+    let client = socket("127.0.0.1:0");
+    client.send_to(b"x", ("127.0.0.1", port)).unwrap();
+    assert_eq!(world.answer(&client).0, b"x", "the loopback always may");
 }
 
 #[test]
