@@ -17,7 +17,7 @@ use std::fs::File;
 use std::io::{PipeWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_dumpable;
@@ -27,14 +27,13 @@ use super::SandboxError;
 use super::agent::{follow, send_link};
 use super::message::FromAgent;
 use super::signals::Signals;
-use super::supervisor::{PATIENCE, TOO_SHORT, end_child};
+use super::supervisor::end_child;
 use super::target::{self, Life, Opened};
-use crate::control::client::{self, GatewayProcess};
-use crate::control::messages::{FromGateway, ToGateway};
-use crate::control::state::{Registration, SandboxState, StateDir};
+use super::uplink::{Heard, PATIENCE, Record, Task, Uplink};
+use crate::control::state::{SandboxState, StateDir};
 use crate::control::wire;
 use crate::host::watch::HostWatch;
-use crate::plan::{self, Endpoint, LinkKind, Mode, Target};
+use crate::plan::{self, Endpoint, Mode, Target};
 use crate::sys::proc::{self, Forked};
 use crate::sys::scm;
 
@@ -100,11 +99,9 @@ struct Service<'a> {
     exit: Option<OwnedFd>,
     agent: Option<Pid>,
     socket: Option<OwnedFd>,
-    gateway: Option<GatewayProcess>,
-    gateway_started: Instant,
-    link: Option<(LinkKind, OwnedFd)>,
-    watch: HostWatch,
-    registration: Registration,
+    /// `None` once it has ended.
+    uplink: Option<Uplink<'a>>,
+    record: Record,
     waiting: Option<Waiting>,
 }
 
@@ -128,8 +125,9 @@ impl<'a> Service<'a> {
     ) -> Result<Service<'a>, SandboxError> {
         let signals = Signals::take().map_err(SandboxError::io("read signals"))?;
         let (opened, life) = target::open(&plan.target)?;
-        let mut registration = StateDir::open()?.register(&plan.id, &plan.name)?;
-        registration.publish(&state_of(plan))?;
+        let registration = StateDir::open()?.register(&plan.id, &plan.name)?;
+        let mut record = Record { registration, state: state_of(plan) };
+        record.publish()?;
         let watch = HostWatch::new()?;
         let (socket, supervisor) = scm::pair().map_err(SandboxError::io("make a socket pair"))?;
         let own = getpid();
@@ -140,21 +138,25 @@ impl<'a> Service<'a> {
         // Descriptors of the namespace would keep it alive.
         drop((opened, supervisor));
         let detached = parent.is_some();
-        let spawn = || GatewayProcess::spawn(plan.logging);
-        let gateway = if detached {
+        let task = Task {
+            endpoint: endpoint(plan),
+            network: &plan.network,
+            search: plan.search.as_deref(),
+            logging: plan.logging,
+        };
+        let mut uplink = Uplink::new(task, watch);
+        let mut spawn = || uplink.start_gateway();
+        let started = if detached {
             // The caller may be reading our standard error to its end.
-            proc::with_null_stderr(spawn).map_err(SandboxError::io("open /dev/null"))?
+            proc::with_null_stderr(&mut spawn).map_err(SandboxError::io("open /dev/null"))?
         } else {
             spawn()
         };
-        let gateway = match gateway {
-            Ok(gateway) => gateway,
-            Err(error) => {
-                drop(socket);
-                end_child(agent);
-                return Err(error.into());
-            }
-        };
+        if let Err(error) = started {
+            drop(socket);
+            end_child(agent);
+            return Err(error.into());
+        }
         let mut service = Service {
             plan,
             signals,
@@ -162,11 +164,8 @@ impl<'a> Service<'a> {
             exit,
             agent: Some(agent),
             socket: Some(socket),
-            gateway: Some(gateway),
-            gateway_started: Instant::now(),
-            link: None,
-            watch,
-            registration,
+            uplink: Some(uplink),
+            record,
             waiting: Some(Waiting { ready_fd, parent, pid_file: plan.pid_file.clone() }),
         };
         // With somebody waiting in the foreground, errors up to readiness are this function's.
@@ -214,7 +213,7 @@ impl<'a> Service<'a> {
                 Source::Agent => self.hear_agent()?,
                 Source::Gateway => self.hear_gateway()?,
                 Source::Host => {
-                    self.look_at_host();
+                    self.uplink.iter_mut().for_each(Uplink::look_at_host);
                     self.life.has_ended(false)
                 }
             };
@@ -231,10 +230,12 @@ impl<'a> Service<'a> {
         // Only a hang-up counts, not what may be readable.
         listeners.extend(self.exit.as_ref().map(|fd| (Source::Exit, fd.as_fd(), PollFlags::empty())));
         listeners.extend(self.socket.as_ref().map(|fd| (Source::Agent, fd.as_fd(), IN)));
-        listeners.extend(self.gateway.as_ref().map(|g| (Source::Gateway, g.connection().as_fd(), IN)));
-        listeners.extend(self.watch.fds().map(|fd| (Source::Host, fd, IN)));
+        let gateway = self.uplink.as_ref().and_then(Uplink::connection);
+        listeners.extend(gateway.map(|fd| (Source::Gateway, fd, IN)));
+        listeners.extend(self.uplink.iter().flat_map(Uplink::host_fds).map(|fd| (Source::Host, fd, IN)));
         let mut fds: Vec<PollFd<'_>> = listeners.iter().map(|(_, fd, flags)| PollFd::new(*fd, *flags)).collect();
-        let interval = [self.life.interval(), self.watch.refresh_interval()].into_iter().flatten().min();
+        let refresh = self.uplink.as_ref().and_then(Uplink::refresh_interval);
+        let interval = [self.life.interval(), refresh].into_iter().flatten().min();
         let timeout = interval.map_or(PollTimeout::NONE, |t| PollTimeout::try_from(t).unwrap_or(PollTimeout::MAX));
         loop {
             match poll(&mut fds, timeout) {
@@ -262,8 +263,9 @@ impl<'a> Service<'a> {
                 let Some(fd) = fds.pop() else {
                     return Err(SandboxError::Inside("the agent sent no link".into()));
                 };
-                self.link = Some((kind, fd));
-                self.hand_over()?;
+                if let Some(uplink) = &mut self.uplink {
+                    uplink.give_link(kind, fd, &self.record)?;
+                }
             }
             Some((FromAgent::Notice { text }, _)) => tracing::warn!("{text}"),
             Some((FromAgent::Failed { text }, _)) => return Err(SandboxError::Inside(text)),
@@ -274,7 +276,7 @@ impl<'a> Service<'a> {
                 if let Some(agent) = self.agent.take() {
                     end_child(agent);
                 }
-                if self.link.is_none() {
+                if !self.uplink.as_ref().is_some_and(Uplink::has_link) {
                     return Err(SandboxError::Vanished { who: "agent", signal: None });
                 }
             }
@@ -283,65 +285,29 @@ impl<'a> Service<'a> {
     }
 
     fn hear_gateway(&mut self) -> Result<bool, SandboxError> {
-        let Some(gateway) = &self.gateway else { return Ok(false) };
-        match gateway.connection().recv()? {
-            Some(FromGateway::Attached) => {
+        let Some(uplink) = &mut self.uplink else { return Ok(false) };
+        match uplink.hear(&self.record)? {
+            Heard::Nothing => {}
+            Heard::Serving => {
                 if let Some(waiting) = self.waiting.take() {
                     waiting.tell()?;
                 }
             }
-            Some(FromGateway::Refused { reason }) => return Err(SandboxError::Inside(reason)),
-            Some(FromGateway::Done { .. } | FromGateway::WantPublish { .. } | FromGateway::WantUnpublish { .. }) => {}
-            Some(FromGateway::Notice { text }) => tracing::warn!("{text}"),
-            None => self.replace_gateway()?,
+            Heard::GaveUp(how) => {
+                return Err(SandboxError::Inside(format!("the gateway died again and again ({how})")));
+            }
         }
         Ok(false)
     }
 
-    /// Hand the link to the gateway.
-    fn hand_over(&self) -> Result<(), SandboxError> {
-        let (Some(gateway), Some((kind, link))) = (&self.gateway, &self.link) else { return Ok(()) };
-        let api = self.registration.bind_api()?;
-        let host = self.watch.view().clone();
-        let network = self.plan.network.announcing(self.plan.search.as_deref(), &host);
-        let message = ToGateway::Attach { network, endpoint: endpoint(self.plan), link: *kind, host, api: true };
-        gateway.connection().send(&message, &[link.as_fd(), api.as_fd()])?;
-        Ok(())
-    }
-
-    /// The gateway has closed its connection. When that is because the namespace ended, so does this.
-    fn replace_gateway(&mut self) -> Result<(), SandboxError> {
-        let Some(gateway) = self.gateway.take() else { return Ok(()) };
-        let how = match gateway.stop(PATIENCE) {
-            Ok(status) => client::describe(status),
-            Err(error) => error.to_string(),
-        };
-        if self.waiting.is_some() || self.gateway_started.elapsed() < TOO_SHORT {
-            return Err(SandboxError::Inside(format!("the gateway ended right after its start ({how})")));
-        }
-        tracing::error!("the gateway died ({how}): its connections are lost, starting another");
-        self.gateway_started = Instant::now();
-        self.gateway = Some(GatewayProcess::spawn(self.plan.logging)?);
-        self.hand_over()
-    }
-
-    fn look_at_host(&mut self) {
-        let changed = self.watch.handle_ready();
-        let changed = changed.or_else(|| self.watch.refresh_interval().and_then(|_| self.watch.refresh()));
-        if let (Some(host), Some(gateway), true) = (changed, &self.gateway, self.link.is_some()) {
-            // A gateway that has just died is heard next, and the one that replaces it gets the new view.
-            let _ = gateway.connection().send(&ToGateway::HostChanged { host }, &[]);
-        }
-    }
-
     /// Let go of the link, and see that everybody else has.
     fn finish(&mut self) {
-        self.link = None;
+        let gateway = self.uplink.take().and_then(Uplink::end);
         self.socket = None;
         if let Some(agent) = self.agent.take() {
             end_child(agent);
         }
-        if let Some(gateway) = self.gateway.take()
+        if let Some(gateway) = gateway
             && let Err(error) = gateway.stop(PATIENCE)
         {
             tracing::debug!("the gateway cannot be ended: {error}");

@@ -11,6 +11,7 @@
 //! | supervisor | the process the person started: waits for everything, passes on |
 //! | agent | the process inside the namespaces that does there what only a member can |
 //! | init, command | the first process of the PID namespace; CMD |
+//! | uplink | a supervisor's way to its gateway, which it replaces when it dies |
 //! | attach, [`target`] | the supervisor of `attach`; the namespace it is given |
 //! | exec | joining a running sandbox, ending it |
 //! | [`link`] | the interface inside |
@@ -33,6 +34,7 @@ mod signals;
 mod supervisor;
 pub mod target;
 mod terminal;
+mod uplink;
 pub mod userns;
 
 pub use attach::attach;

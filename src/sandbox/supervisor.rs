@@ -19,15 +19,15 @@
 //! init, the gateway ends; they are waited for; the terminal is mended; the state is removed. When the supervisor is
 //! killed, the kernel closes the same sockets, and parent-death signals do the rest.
 //!
-//! A gateway that dies is reported and another is started, which gets the link's descriptor anew: its flows are lost,
-//! the sandbox goes on. One that dies again right after its start is not replaced any more. The supervisor's copy of
-//! the link keeps the network namespace alive, so it is closed with everything else when CMD has ended.
+//! A gateway that dies is replaced ([`super::uplink`]); when that has not helped, CMD goes on without a network. The
+//! supervisor's copy of the link keeps the network namespace alive, so it is closed with everything else when CMD has
+//! ended.
 //!
 //! Standard input and output are let go once the others are started, and so is what was inherited beyond them: the
 //! far end of a pipe sees its end when CMD closes it, not when tapline ends.
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
@@ -43,21 +43,14 @@ use super::message::{FromAgent, FromInit, ToAgent, ToInit};
 use super::mounts::View;
 use super::signals::{Arrived, Signals};
 use super::terminal::Terminal;
+use super::uplink::{Heard, PATIENCE, Record, Task, Uplink};
 use super::userns::{self, Caller};
-use crate::control::client::{self, GatewayProcess};
-use crate::control::messages::{FromGateway, ToGateway};
 use crate::control::state::{Registration, SandboxState, StateDir};
 use crate::control::wire;
 use crate::host::watch::HostWatch;
-use crate::plan::{Endpoint, LinkKind, Mode, Run};
+use crate::plan::{Endpoint, Mode, Run};
 use crate::sys::proc::{self, Forked};
 use crate::sys::{scm, spawn};
-
-/// How long the processes of a sandbox may take to end after their sockets are closed, before they are killed.
-pub(super) const PATIENCE: Duration = Duration::from_secs(2);
-
-/// A gateway that lived no longer than this is not started again.
-pub(super) const TOO_SHORT: Duration = Duration::from_secs(2);
 
 /// Make a sandbox, run CMD in it, and return CMD's exit status as a shell would have it: 128 and the signal's number
 /// when one ended it, 127 when it was not found, 126 when it could not be executed.
@@ -71,7 +64,7 @@ pub fn run(plan: Run) -> Result<i32, SandboxError> {
     if plan.mode == Mode::Host {
         tracing::warn!("--net host: no isolation, the command uses the host's own network");
     }
-    let mut registration = StateDir::open()?.register(&plan.id, &plan.name)?;
+    let registration = StateDir::open()?.register(&plan.id, &plan.name)?;
     let terminal = Terminal::remember();
     let watch = match plan.mode {
         Mode::Private => Some(HostWatch::new()?),
@@ -101,8 +94,17 @@ pub fn run(plan: Run) -> Result<i32, SandboxError> {
         Forked::Parent(pid) => pid,
     };
     drop((supervisor, init_supervisor, init));
-    let mut state = state_of(&plan);
-    registration.publish(&state)?;
+    let mut record = Record { registration, state: state_of(&plan) };
+    record.publish()?;
+    let uplink = watch.map(|watch| {
+        let task = Task {
+            endpoint: endpoint(&plan),
+            network: &plan.network,
+            search: plan.names.search.as_deref(),
+            logging: plan.logging,
+        };
+        Uplink::new(task, watch)
+    });
     let mut supervisor = Supervisor {
         plan: &plan,
         caller,
@@ -110,12 +112,8 @@ pub fn run(plan: Run) -> Result<i32, SandboxError> {
         agent,
         agent_socket: Some(agent_socket),
         init_socket: Some(init_socket),
-        gateway: None,
-        gateway_started: Instant::now(),
-        link: None,
-        watch,
-        registration: &mut registration,
-        state: &mut state,
+        uplink,
+        record: &mut record,
         mounted: false,
         attached: false,
         let_go: false,
@@ -180,14 +178,9 @@ struct Supervisor<'a> {
     /// `None` once the far end has closed; likewise below.
     agent_socket: Option<OwnedFd>,
     init_socket: Option<OwnedFd>,
-    gateway: Option<GatewayProcess>,
-    gateway_started: Instant,
-    /// A duplicate of what the gateway has.
-    link: Option<(LinkKind, OwnedFd)>,
-    /// The host's addresses and resolvers, for a private network.
-    watch: Option<HostWatch>,
-    registration: &'a mut Registration,
-    state: &'a mut SandboxState,
+    /// For a private network.
+    uplink: Option<Uplink<'a>>,
+    record: &'a mut Record,
     /// Init is ready.
     mounted: bool,
     /// The gateway carries frames.
@@ -213,8 +206,8 @@ enum Source {
 impl Supervisor<'_> {
     /// The gateway, while the agent makes the namespaces; then let go of what CMD has inherited.
     fn start(&mut self) -> Result<(), SandboxError> {
-        if self.plan.mode == Mode::Private {
-            self.gateway = Some(GatewayProcess::spawn(self.plan.logging)?);
+        if let Some(uplink) = &mut self.uplink {
+            uplink.start_gateway()?;
         }
         proc::close_inherited_fds(&[]).map_err(SandboxError::io("read /proc/self/fd"))?;
         proc::null_stdio(&[0, 1]).map_err(SandboxError::io("open /dev/null"))?;
@@ -230,7 +223,10 @@ impl Supervisor<'_> {
                     Source::Init => self.hear_init()?,
                     Source::Gateway => self.hear_gateway()?,
                     Source::Agent => self.hear_agent()?,
-                    Source::Host => self.look_at_host()?,
+                    Source::Host => {
+                        self.uplink.iter_mut().for_each(Uplink::look_at_host);
+                        None
+                    }
                 };
                 if let Some(status) = ended {
                     return Ok(status);
@@ -245,16 +241,16 @@ impl Supervisor<'_> {
         let listeners: [(Source, Option<BorrowedFd<'_>>); 4] = [
             (Source::Signals, Some(self.signals.as_fd())),
             (Source::Init, self.init_socket.as_ref().map(AsFd::as_fd)),
-            (Source::Gateway, self.gateway.as_ref().map(|g| g.connection().as_fd())),
+            (Source::Gateway, self.uplink.as_ref().and_then(Uplink::connection)),
             (Source::Agent, self.agent_socket.as_ref().map(AsFd::as_fd)),
         ];
         let (mut sources, mut fds): (Vec<Source>, Vec<PollFd<'_>>) =
             listeners.iter().filter_map(|(source, fd)| Some((*source, PollFd::new((*fd)?, PollFlags::POLLIN)))).unzip();
-        for fd in self.watch.iter().flat_map(HostWatch::fds) {
+        for fd in self.uplink.iter().flat_map(Uplink::host_fds) {
             sources.push(Source::Host);
             fds.push(PollFd::new(fd, PollFlags::POLLIN));
         }
-        let refresh = self.watch.as_ref().and_then(HostWatch::refresh_interval);
+        let refresh = self.uplink.as_ref().and_then(Uplink::refresh_interval);
         let timeout = refresh.map_or(PollTimeout::NONE, |t| PollTimeout::try_from(t).unwrap_or(PollTimeout::MAX));
         loop {
             match poll(&mut fds, timeout) {
@@ -270,21 +266,6 @@ impl Supervisor<'_> {
             sources.into_iter().zip(&fds).filter(|(_, fd)| fd.any().unwrap_or(true)).map(|(s, _)| s).collect();
         ready.dedup();
         Ok(ready)
-    }
-
-    /// The host may have changed: tell the gateway.
-    fn look_at_host(&mut self) -> Result<Option<i32>, SandboxError> {
-        let Some(watch) = &mut self.watch else { return Ok(None) };
-        let changed = match watch.refresh_interval() {
-            Some(_) => watch.handle_ready().or_else(|| watch.refresh()),
-            None => watch.handle_ready(),
-        };
-        // Before the link is handed over there is nothing to correct: the view goes with it.
-        if let (Some(host), Some(gateway), true) = (changed, &self.gateway, self.link.is_some()) {
-            // A gateway that has just died is heard next, and the one that replaces it gets the new view.
-            let _ = gateway.connection().send(&ToGateway::HostChanged { host }, &[]);
-        }
-        Ok(None)
     }
 
     fn take_signals(&mut self) -> Option<i32> {
@@ -351,8 +332,8 @@ impl Supervisor<'_> {
             }
             Some((FromAgent::Notice { text }, _)) => tracing::warn!("{text}"),
             Some((FromAgent::Init { pid }, _)) => {
-                self.state.pid = Some(pid);
-                self.registration.publish(self.state)?;
+                self.record.state.pid = Some(pid);
+                self.record.publish()?;
             }
             Some((FromAgent::Link { kind, notice }, mut fds)) => {
                 if let Some(notice) = notice {
@@ -361,8 +342,9 @@ impl Supervisor<'_> {
                 let Some(fd) = fds.pop() else {
                     return Err(SandboxError::Inside("the sandbox's agent sent no link".into()));
                 };
-                self.link = Some((kind, fd));
-                self.attach()?;
+                if let Some(uplink) = &mut self.uplink {
+                    uplink.give_link(kind, fd, self.record)?;
+                }
             }
             Some((FromAgent::Failed { text }, _)) => return Err(SandboxError::Inside(text)),
             Some((FromAgent::InitEnded { signal }, _)) => {
@@ -387,49 +369,18 @@ impl Supervisor<'_> {
     }
 
     fn hear_gateway(&mut self) -> Result<Option<i32>, SandboxError> {
-        let Some(gateway) = &self.gateway else { return Ok(None) };
-        match gateway.connection().recv()? {
-            Some(FromGateway::Attached) => {
+        let Some(uplink) = &mut self.uplink else { return Ok(None) };
+        match uplink.hear(self.record)? {
+            Heard::Nothing => {}
+            Heard::Serving => {
                 self.attached = true;
                 self.go_if_ready()?;
             }
-            Some(FromGateway::Refused { reason }) => return Err(SandboxError::Inside(reason)),
-            Some(FromGateway::Done { .. } | FromGateway::WantPublish { .. } | FromGateway::WantUnpublish { .. }) => {}
-            Some(FromGateway::Notice { text }) => tracing::warn!("{text}"),
-            None => self.replace_gateway()?,
+            Heard::GaveUp(how) => {
+                tracing::error!("the gateway died again and again ({how}): the command goes on without a network");
+            }
         }
         Ok(None)
-    }
-
-    /// Hand the link to the gateway.
-    fn attach(&mut self) -> Result<(), SandboxError> {
-        let (Some(gateway), Some((kind, link))) = (&self.gateway, &self.link) else { return Ok(()) };
-        let api = self.registration.bind_api()?;
-        let host = self.watch.as_ref().map(|w| w.view().clone()).unwrap_or_default();
-        let network = self.plan.network.announcing(self.plan.names.search.as_deref(), &host);
-        let message = ToGateway::Attach { network, endpoint: endpoint(self.plan), link: *kind, host, api: true };
-        gateway.connection().send(&message, &[link.as_fd(), api.as_fd()])?;
-        Ok(())
-    }
-
-    /// The gateway has closed its connection: say how it ended, and start another.
-    fn replace_gateway(&mut self) -> Result<(), SandboxError> {
-        let Some(gateway) = self.gateway.take() else { return Ok(()) };
-        let how = match gateway.stop(PATIENCE) {
-            Ok(status) => client::describe(status),
-            Err(error) => error.to_string(),
-        };
-        if !self.attached {
-            return Err(SandboxError::Inside(format!("the gateway ended before it carried a frame ({how})")));
-        }
-        if self.gateway_started.elapsed() < TOO_SHORT {
-            tracing::error!("the gateway died again ({how}): the command goes on without a network");
-            return Ok(());
-        }
-        tracing::error!("the gateway died ({how}): its connections are lost, starting another");
-        self.gateway_started = Instant::now();
-        self.gateway = Some(GatewayProcess::spawn(self.plan.logging)?);
-        self.attach()
     }
 
     /// Let CMD go when everything it needs is there.
@@ -449,8 +400,9 @@ impl Supervisor<'_> {
     /// Close everything, see that everybody has ended, mend the terminal.
     fn finish(self, terminal: Option<Terminal>, failed: bool) {
         // The signals stay blocked to the end: the terminal may be mended from the background.
-        let Supervisor { agent, agent_socket, init_socket, gateway, link, by_signal, signals: _signals, .. } = self;
-        drop((init_socket, agent_socket, link));
+        let Supervisor { agent, agent_socket, init_socket, uplink, by_signal, signals: _signals, .. } = self;
+        drop((init_socket, agent_socket));
+        let gateway = uplink.and_then(Uplink::end);
         end_child(agent);
         // The gateway sees its connection close, delivers what the sandbox had sent, and ends by itself; what takes
         // time then (the kernel taking down the link) nobody needs to wait for.

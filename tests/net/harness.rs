@@ -348,21 +348,8 @@ pub fn entries() -> Vec<PathBuf> {
     below(runtime_dir().join("tapline")).flat_map(|netns| below(netns.join("sandboxes"))).collect()
 }
 
-/// The state and the start of a process by /proc/pid/stat (proc(5)): the letter, and seconds since the boot.
-fn stat(pid: u32) -> Option<(char, f64)> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??;
-    Some((fields.first()?.chars().next()?, fields.get(19)?.parse::<f64>().ok()? / ticks as f64))
-}
-
-/// How long a process has been running, in seconds.
-pub fn seconds_since_start(pid: u32) -> Option<f64> {
-    let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
-    Some(uptime.split_whitespace().next()?.parse::<f64>().ok()? - stat(pid)?.1)
-}
-
 /// The state of a process, as a letter.
 pub fn state_of(pid: u32) -> Option<char> {
-    stat(pid).map(|(state, _)| state)
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().next()?.chars().next()
 }
