@@ -13,6 +13,7 @@ pub mod packet;
 pub mod proc;
 pub mod random;
 pub mod scm;
+pub mod sockdiag;
 pub mod sockopt;
 pub mod spawn;
 pub mod splice;
