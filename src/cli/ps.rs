@@ -130,6 +130,7 @@ mod tests {
             command: vec!["sh".into(), "-c".into(), "echo \x1b[2J".into()],
             endpoint: None,
             network: None,
+            ports: Vec::new(),
         }
     }
 

@@ -40,7 +40,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{Endpoint, Mode, Network};
+use crate::plan::{Endpoint, Mode, Network, Published};
 
 /// Why the state directory cannot be used, or a sandbox not be found or registered.
 #[derive(Debug, thiserror::Error)]
@@ -122,6 +122,9 @@ pub struct SandboxState {
     pub endpoint: Option<Endpoint>,
     /// The network, where it has one.
     pub network: Option<Network>,
+    /// Ports that are published.
+    #[serde(default)]
+    pub ports: Vec<Published>,
 }
 
 /// The state directory of this user in this host network namespace.
@@ -199,6 +202,7 @@ impl StateDir {
             command: Vec::new(),
             endpoint: None,
             network: None,
+            ports: Vec::new(),
         };
         let registration = Registration { dir: self.clone(), entry, lock, last: state.clone() };
         write_state(&registration.entry, &state)?;

@@ -6,27 +6,27 @@
 //! supervisor; makes the user and network namespace; has its ids mapped (by itself, or by the supervisor with
 //! newuidmap); becomes undumpable, so that CMD, which is root of the same user namespace, can neither trace it nor
 //! look into it; forks init, which makes mounts while the agent goes on with the network; makes the interface and
-//! hands the link's descriptor to the supervisor. From then on it only waits: for init, whose end it reports, and for
-//! the supervisor's socket, whose end of file is its own end.
+//! hands the link's descriptor to the supervisor. From then on it waits: for init, whose end it reports, and for the
+//! supervisor's socket, whose end of file is its own end; and makes what published ports need ([`super::attend`]).
 //!
 //! Every signal is blocked: those of the terminal concern CMD, and what ends a sandbox is the supervisor's business.
 //! It stays outside CMD's PID namespace: unshare(2) puts only its children into the new one, and init is its only
 //! child. Of what was open it keeps its socket alone, and no standard stream, once init is forked.
 use std::os::fd::{AsFd, OwnedFd};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::{set_dumpable, set_pdeathsig};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, getppid};
 
+use super::attend::{Attendance, Ended, bind_reached};
 use super::init::Init;
 use super::link::{self, Addresses};
 use super::message::{FromAgent, ToAgent};
 use super::userns::{self, Caller};
 use crate::control::wire;
-use crate::plan::{Interface, MapUser, Mode, Network, PidMode, Run};
+use crate::plan::{Interface, MapUser, Mode, Network, PidMode, Ports, Reached, Run};
 use crate::sys::proc::{self, Forked};
 use crate::sys::spawn;
 
@@ -78,19 +78,23 @@ impl Agent<'_> {
         }
         let init = self.fork_init()?;
         let _ = proc::null_stdio(&[0, 1]);
-        if self.plan.mode == Mode::Private {
-            send_link(&self.supervisor, &self.plan.interface, &self.plan.network)?;
-        }
+        let Run { interface, network, ports, .. } = self.plan;
+        let attendance = if self.plan.mode == Mode::Private {
+            let reached = send_link(&self.supervisor, interface, network, ports)?;
+            Attendance::new(&self.supervisor, ports, reached)
+        } else {
+            Attendance::new(&self.supervisor, &Ports::default(), Vec::new())
+        };
         // Nothing is written to standard error from here on.
         let _ = proc::null_stdio(&[2]);
-        self.wait(init)
+        self.wait(init, attendance)
     }
 
     /// The supervisor runs newuidmap and newgidmap on this process.
     fn wait_for_ids(&self) -> Result<(), String> {
         wire::send(&self.supervisor, &FromAgent::NeedsIds, &[]).map_err(|e| e.to_string())?;
         match wire::recv::<ToAgent>(&self.supervisor).map_err(|e| e.to_string())? {
-            Some((ToAgent::IdsMapped, _)) => Ok(()),
+            Some(_) => Ok(()),
             None => proc::exit_now(125),
         }
     }
@@ -112,40 +116,37 @@ impl Agent<'_> {
     }
 
     /// Wait for init's end, or the supervisor's.
-    fn wait(&self, init: Pid) -> Result<(), String> {
+    fn wait(&self, init: Pid, mut attendance: Attendance<'_>) -> Result<(), String> {
         // PIDs are positive.
         let pidfd = spawn::pidfd_open(init.as_raw().unsigned_abs()).map_err(|e| format!("cannot watch init: {e}"))?;
         proc::go_idle();
-        loop {
-            let mut fds = [
-                PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.supervisor.as_fd(), PollFlags::POLLIN),
-            ];
-            match poll(&mut fds, PollTimeout::NONE) {
-                Err(nix::Error::EINTR) => continue,
-                other => other.map_err(|e| format!("cannot wait: {e}"))?,
-            };
-            if fds[0].any().unwrap_or(true) {
+        match attendance.wait(Some(pidfd.as_fd()))? {
+            Ended::Child => {
                 let signal = match waitpid(init, None) {
                     Ok(WaitStatus::Signaled(_, signal, _)) => Some(signal as i32),
                     _ => None,
                 };
                 let _ = wire::send(&self.supervisor, &FromAgent::InitEnded { signal }, &[]);
-                return Ok(());
             }
-            if fds[1].any().unwrap_or(true) && !matches!(wire::recv::<ToAgent>(&self.supervisor), Ok(Some(_))) {
+            Ended::Supervisor => {
                 // Init is killed as this process exits (its parent-death signal); wait for that, so that nothing of
                 // the sandbox is left when this process is gone.
                 let _ = nix::sys::signal::kill(init, Signal::SIGKILL);
                 let _ = waitpid(init, None);
-                return Ok(());
             }
         }
+        Ok(())
     }
 }
 
-/// In the sandbox's network namespace: make the interface, give it its addresses, hand the link to the supervisor.
-pub(super) fn send_link(supervisor: &OwnedFd, interface: &Interface, network: &Network) -> Result<(), String> {
+/// In the sandbox's network namespace: make the interface, give it its addresses, listen for `--reach`, hand all that
+/// to the supervisor. The listeners' addresses.
+pub(super) fn send_link(
+    supervisor: &OwnedFd,
+    interface: &Interface,
+    network: &Network,
+    ports: &Ports,
+) -> Result<Vec<Reached>, String> {
     let Interface { name, mac, link: choice, configure } = interface;
     let made = link::make_link(*choice, name, *mac, network.mtu).map_err(|e| e.to_string())?;
     if *configure {
@@ -164,8 +165,10 @@ pub(super) fn send_link(supervisor: &OwnedFd, interface: &Interface, network: &N
     } else {
         link::leave_to_others(name).map_err(|e| e.to_string())?;
     }
+    let reached = bind_reached(supervisor, &ports.reach)?;
     let message = FromAgent::Link { kind: made.kind, notice: made.notice };
-    wire::send(supervisor, &message, &[made.fd.as_fd()]).map_err(|e| e.to_string())
+    wire::send(supervisor, &message, &[made.fd.as_fd()]).map_err(|e| e.to_string())?;
+    Ok(reached)
 }
 
 fn notify(supervisor: &OwnedFd, notices: Vec<String>) -> Result<(), String> {

@@ -8,6 +8,10 @@
 //! its own descriptors of the namespace for the same reason. What remains is the link, which is closed as soon as
 //! the target has ended ([`super::target::Life`]).
 //!
+//! Published ports need somebody inside, though, who makes sockets there and sees who listens ([`super::attend`]). With
+//! such ports the agent stays; when the first one is asked for later, another agent is started, which enters the
+//! target anew. It does keep the namespace, but not its target alive, and ends when that does.
+//!
 //! When the gateway carries frames the one who waits is told: a `1` and a newline on `--ready-fd`, the PID in
 //! `--pid-file`, and with `--detach` the parent, which has waited on a pipe for this or for the reason why not.
 //!
@@ -25,6 +29,7 @@ use nix::unistd::{Pid, getpid, setsid};
 
 use super::SandboxError;
 use super::agent::{follow, send_link};
+use super::attend::Attendance;
 use super::message::FromAgent;
 use super::signals::Signals;
 use super::supervisor::end_child;
@@ -33,7 +38,7 @@ use super::uplink::{Heard, PATIENCE, Record, Task, Uplink};
 use crate::control::state::{SandboxState, StateDir};
 use crate::control::wire;
 use crate::host::watch::HostWatch;
-use crate::plan::{self, Endpoint, Mode, Target};
+use crate::plan::{self, Endpoint, Mode, Ports, Reached, Target};
 use crate::sys::proc::{self, Forked};
 use crate::sys::scm;
 
@@ -91,6 +96,20 @@ struct Waiting {
     pid_file: Option<PathBuf>,
 }
 
+/// How often an agent that stays is started; it ends of itself for no reason that another would not have.
+const MOST_AGENTS: u32 = 3;
+
+/// What an agent is forked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Errand {
+    /// Make the interface.
+    Link,
+    /// The same, and stay.
+    LinkAndStay,
+    /// Stay; interface and listeners are there.
+    Stay,
+}
+
 /// A supervisor of `attach`.
 struct Service<'a> {
     plan: &'a plan::Attach,
@@ -99,6 +118,9 @@ struct Service<'a> {
     exit: Option<OwnedFd>,
     agent: Option<Pid>,
     socket: Option<OwnedFd>,
+    errand: Errand,
+    /// How many more may be started.
+    agents_left: u32,
     /// `None` once it has ended.
     uplink: Option<Uplink<'a>>,
     record: Record,
@@ -131,8 +153,9 @@ impl<'a> Service<'a> {
         let watch = HostWatch::new()?;
         let (socket, supervisor) = scm::pair().map_err(SandboxError::io("make a socket pair"))?;
         let own = getpid();
+        let errand = if needs_agent(&plan.ports) { Errand::LinkAndStay } else { Errand::Link };
         let agent = match proc::fork().map_err(SandboxError::io("start the agent"))? {
-            Forked::Child => agent(own, plan, &opened, &supervisor),
+            Forked::Child => agent(own, plan, &opened, &supervisor, errand, Vec::new()),
             Forked::Parent(pid) => pid,
         };
         // Descriptors of the namespace would keep it alive.
@@ -142,6 +165,7 @@ impl<'a> Service<'a> {
             endpoint: endpoint(plan),
             network: &plan.network,
             search: plan.search.as_deref(),
+            ports: &plan.ports,
             logging: plan.logging,
         };
         let mut uplink = Uplink::new(task, watch);
@@ -152,10 +176,10 @@ impl<'a> Service<'a> {
         } else {
             spawn()
         };
-        if let Err(error) = started {
-            drop(socket);
+        if let Err(error) = started.map_err(SandboxError::from).and_then(|()| uplink.bind_ports()) {
+            drop((socket, uplink));
             end_child(agent);
-            return Err(error.into());
+            return Err(error);
         }
         let mut service = Service {
             plan,
@@ -164,6 +188,8 @@ impl<'a> Service<'a> {
             exit,
             agent: Some(agent),
             socket: Some(socket),
+            errand,
+            agents_left: MOST_AGENTS,
             uplink: Some(uplink),
             record,
             waiting: Some(Waiting { ready_fd, parent, pid_file: plan.pid_file.clone() }),
@@ -221,7 +247,47 @@ impl<'a> Service<'a> {
                 return Ok(true);
             }
         }
+        self.go_on()?;
         Ok(false)
+    }
+
+    /// After everything that was heard: what the gateway is to have next.
+    fn go_on(&mut self) -> Result<(), SandboxError> {
+        let Some(uplink) = &self.uplink else { return Ok(()) };
+        if uplink.needs_agent() && uplink.has_link() && self.socket.is_none() && self.agents_left > 0 {
+            self.agents_left -= 1;
+            if let Err(error) = self.start_agent() {
+                tracing::warn!("local clients take the long way to published ports: {error}");
+            }
+        }
+        let stays = self.errand != Errand::Link;
+        let Some(uplink) = &mut self.uplink else { return Ok(()) };
+        if uplink.go_on(self.socket.as_ref().filter(|_| stays), &mut self.record)?
+            && let Some(waiting) = self.waiting.take()
+        {
+            waiting.tell()?;
+        }
+        Ok(())
+    }
+
+    /// An agent that stays, in place of one that has ended.
+    fn start_agent(&mut self) -> Result<(), SandboxError> {
+        let (opened, _) = target::open(&self.plan.target)?;
+        if self.life.is_over() {
+            // Another may have its number or its path now.
+            return Ok(());
+        }
+        let (socket, supervisor) = scm::pair().map_err(SandboxError::io("make a socket pair"))?;
+        let own = getpid();
+        let reached = self.uplink.as_ref().map(Uplink::reached).unwrap_or_default();
+        self.errand = Errand::Stay;
+        self.agent = match proc::fork().map_err(SandboxError::io("start the agent"))? {
+            Forked::Child => agent(own, self.plan, &opened, &supervisor, self.errand, reached),
+            Forked::Parent(pid) => Some(pid),
+        };
+        self.socket = Some(socket);
+        self.uplink.iter_mut().for_each(Uplink::forget_agent);
+        Ok(())
     }
 
     fn wait(&self) -> Result<Vec<Source>, SandboxError> {
@@ -268,6 +334,17 @@ impl<'a> Service<'a> {
                 }
             }
             Some((FromAgent::Notice { text }, _)) => tracing::warn!("{text}"),
+            Some((FromAgent::Reached { reached }, sockets)) => {
+                if let Some(uplink) = &mut self.uplink {
+                    uplink.keep_reached(reached, sockets);
+                }
+            }
+            Some((FromAgent::Listeners { tcp, udp }, _)) => {
+                if let Some(uplink) = &mut self.uplink {
+                    uplink.follow(tcp, udp);
+                }
+            }
+            Some((FromAgent::Failed { text }, _)) if self.errand == Errand::Stay => tracing::warn!("{text}"),
             Some((FromAgent::Failed { text }, _)) => return Err(SandboxError::Inside(text)),
             // What init is told in `run` has no place here.
             Some(_) => {}
@@ -286,13 +363,8 @@ impl<'a> Service<'a> {
 
     fn hear_gateway(&mut self) -> Result<bool, SandboxError> {
         let Some(uplink) = &mut self.uplink else { return Ok(false) };
-        match uplink.hear(&self.record)? {
+        match uplink.hear(&mut self.record)? {
             Heard::Nothing => {}
-            Heard::Serving => {
-                if let Some(waiting) = self.waiting.take() {
-                    waiting.tell()?;
-                }
-            }
             Heard::GaveUp(how) => {
                 return Err(SandboxError::Inside(format!("the gateway died again and again ({how})")));
             }
@@ -345,8 +417,21 @@ fn remove_pid_file(path: &Path) {
     }
 }
 
-/// In the child: enter, make the interface, hand over the link, end.
-fn agent(parent: Pid, plan: &plan::Attach, opened: &Opened, supervisor: &OwnedFd) -> ! {
+/// Do the ports that were asked for need somebody inside?
+fn needs_agent(ports: &Ports) -> bool {
+    ports.auto.is_some() || ports.specs().next().is_some()
+}
+
+/// In the child: enter, make the interface, hand over the link, end; or stay. `reached` is what was made for `--reach`
+/// before.
+fn agent(
+    parent: Pid,
+    plan: &plan::Attach,
+    opened: &Opened,
+    supervisor: &OwnedFd,
+    errand: Errand,
+    reached: Vec<Reached>,
+) -> ! {
     let work = || -> Result<(), String> {
         let keep: Vec<BorrowedFd<'_>> = opened.fds().chain([supervisor.as_fd()]).collect();
         proc::close_all_fds_in_child(&keep).map_err(|e| format!("cannot close files: {e}"))?;
@@ -354,7 +439,16 @@ fn agent(parent: Pid, plan: &plan::Attach, opened: &Opened, supervisor: &OwnedFd
         opened.enter().map_err(|e| e.to_string())?;
         // Not earlier: a change of credentials clears it.
         follow(parent)?;
-        send_link(supervisor, &plan.interface, &plan.network)
+        let reached = match errand {
+            Errand::Link | Errand::LinkAndStay => send_link(supervisor, &plan.interface, &plan.network, &plan.ports)?,
+            Errand::Stay => reached,
+        };
+        if errand == Errand::Link {
+            return Ok(());
+        }
+        let _ = proc::null_stdio(&[0, 1, 2]);
+        proc::go_idle();
+        Attendance::new(supervisor, &plan.ports, reached).wait(None).map(drop)
     };
     if let Err(text) = work() {
         let _ = wire::send(supervisor, &FromAgent::Failed { text }, &[]);
@@ -391,5 +485,6 @@ fn state_of(plan: &plan::Attach) -> SandboxState {
         command,
         endpoint: Some(endpoint(plan)),
         network: Some(plan.network.clone()),
+        ports: Vec::new(),
     }
 }

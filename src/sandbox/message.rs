@@ -5,7 +5,7 @@
 //! that the other process has ended, and is how everything ends when one of them is killed.
 use serde::{Deserialize, Serialize};
 
-use crate::plan::LinkKind;
+use crate::plan::{LinkKind, Reached};
 
 /// From the agent to the supervisor.
 #[derive(Debug, Serialize, Deserialize)]
@@ -18,6 +18,18 @@ pub(super) enum FromAgent {
         kind: LinkKind,
         /// What the person should know, one sentence.
         notice: Option<String>,
+    },
+    /// Listeners for `--reach`, one socket for each beside it. All of them come before [`Link`](Self::Link).
+    Reached {
+        /// At most [`MAX_FDS`](crate::sys::scm::MAX_FDS).
+        reached: Vec<Reached>,
+    },
+    /// What the sandbox listens on now, for `-p auto`.
+    Listeners {
+        /// TCP ports.
+        tcp: Vec<u16>,
+        /// UDP ports.
+        udp: Vec<u16>,
     },
     /// Something the person should know, one sentence.
     Notice {
@@ -46,6 +58,9 @@ pub(super) enum FromAgent {
 pub(super) enum ToAgent {
     /// The id maps are written.
     IdsMapped,
+    /// Make sockets for this gateway, one descriptor: the connection to it, which speaks
+    /// [`publish::inside`](crate::publish::inside). It takes the place of an earlier one.
+    Inside,
 }
 
 /// From init to the supervisor.

@@ -12,6 +12,8 @@
 //! | agent | the process inside the namespaces that does there what only a member can |
 //! | init, command | the first process of the PID namespace; CMD |
 //! | uplink | a supervisor's way to its gateway, which it replaces when it dies |
+//! | ports | published ports as a supervisor keeps them |
+//! | attend | what an agent does as long as the sandbox lives |
 //! | attach, [`target`] | the supervisor of `attach`; the namespace it is given |
 //! | exec | joining a running sandbox, ending it |
 //! | [`link`] | the interface inside |
@@ -23,6 +25,7 @@ use crate::control::state::StateError;
 
 mod agent;
 mod attach;
+mod attend;
 mod command;
 pub mod etc;
 mod exec;
@@ -30,6 +33,7 @@ mod init;
 pub mod link;
 mod message;
 pub mod mounts;
+mod ports;
 mod signals;
 mod supervisor;
 pub mod target;
@@ -62,6 +66,9 @@ pub enum SandboxError {
     /// The connection to the gateway, or to a process of ours, failed.
     #[error(transparent)]
     Wire(#[from] crate::control::wire::WireError),
+    /// A port cannot be published.
+    #[error(transparent)]
+    Port(#[from] crate::plan::PortFailure),
     /// The command cannot be executed.
     #[error(transparent)]
     Command(#[from] command::BadCommand),

@@ -11,7 +11,8 @@
 //! init:    Ready -> mounts are made                 Started, Stopped, Exited -> what became of CMD
 //! ```
 //!
-//! CMD is let go when init is ready and, on a private network, the gateway carries frames; agent, init and gateway
+//! CMD is let go when init is ready and, on a private network, the gateway carries frames and serves the published
+//! ports; agent, init and gateway
 //! get there in parallel. Until then a signal that would end a process ends the set-up; afterwards signals go on to
 //! CMD ([`super::signals`]), which gets what came before its start as soon as it has started. When CMD is stopped the supervisor stops too, so that the person's shell notices.
 //!
@@ -101,6 +102,7 @@ pub fn run(plan: Run) -> Result<i32, SandboxError> {
             endpoint: endpoint(&plan),
             network: &plan.network,
             search: plan.names.search.as_deref(),
+            ports: &plan.ports,
             logging: plan.logging,
         };
         Uplink::new(task, watch)
@@ -115,7 +117,7 @@ pub fn run(plan: Run) -> Result<i32, SandboxError> {
         uplink,
         record: &mut record,
         mounted: false,
-        attached: false,
+        connected: false,
         let_go: false,
         started: false,
         by_signal: false,
@@ -156,6 +158,7 @@ fn state_of(plan: &Run) -> SandboxState {
         command: plan.command.iter().map(|w| w.to_string_lossy().into_owned()).collect(),
         endpoint: private.then(|| endpoint(plan)),
         network: private.then(|| plan.network.clone()),
+        ports: Vec::new(),
     }
 }
 
@@ -183,8 +186,8 @@ struct Supervisor<'a> {
     record: &'a mut Record,
     /// Init is ready.
     mounted: bool,
-    /// The gateway carries frames.
-    attached: bool,
+    /// The gateway carries frames, and serves the ports that were asked for.
+    connected: bool,
     /// Init was told to start CMD.
     let_go: bool,
     /// CMD runs, for all the supervisor has heard.
@@ -208,6 +211,7 @@ impl Supervisor<'_> {
     fn start(&mut self) -> Result<(), SandboxError> {
         if let Some(uplink) = &mut self.uplink {
             uplink.start_gateway()?;
+            uplink.bind_ports()?;
         }
         proc::close_inherited_fds(&[]).map_err(SandboxError::io("read /proc/self/fd"))?;
         proc::null_stdio(&[0, 1]).map_err(SandboxError::io("open /dev/null"))?;
@@ -231,6 +235,12 @@ impl Supervisor<'_> {
                 if let Some(status) = ended {
                     return Ok(status);
                 }
+            }
+            if let Some(uplink) = &mut self.uplink
+                && uplink.go_on(self.agent_socket.as_ref(), self.record)?
+            {
+                self.connected = true;
+                self.go_if_ready()?;
             }
         }
     }
@@ -331,6 +341,16 @@ impl Supervisor<'_> {
                 wire::send(socket, &ToAgent::IdsMapped, &[])?;
             }
             Some((FromAgent::Notice { text }, _)) => tracing::warn!("{text}"),
+            Some((FromAgent::Reached { reached }, sockets)) => {
+                if let Some(uplink) = &mut self.uplink {
+                    uplink.keep_reached(reached, sockets);
+                }
+            }
+            Some((FromAgent::Listeners { tcp, udp }, _)) => {
+                if let Some(uplink) = &mut self.uplink {
+                    uplink.follow(tcp, udp);
+                }
+            }
             Some((FromAgent::Init { pid }, _)) => {
                 self.record.state.pid = Some(pid);
                 self.record.publish()?;
@@ -372,10 +392,6 @@ impl Supervisor<'_> {
         let Some(uplink) = &mut self.uplink else { return Ok(None) };
         match uplink.hear(self.record)? {
             Heard::Nothing => {}
-            Heard::Serving => {
-                self.attached = true;
-                self.go_if_ready()?;
-            }
             Heard::GaveUp(how) => {
                 tracing::error!("the gateway died again and again ({how}): the command goes on without a network");
             }
@@ -385,7 +401,7 @@ impl Supervisor<'_> {
 
     /// Let CMD go when everything it needs is there.
     fn go_if_ready(&mut self) -> Result<(), SandboxError> {
-        let network = self.plan.mode != Mode::Private || self.attached;
+        let network = self.plan.mode != Mode::Private || self.connected;
         if self.mounted
             && network
             && !self.let_go
@@ -401,8 +417,8 @@ impl Supervisor<'_> {
     fn finish(self, terminal: Option<Terminal>, failed: bool) {
         // The signals stay blocked to the end: the terminal may be mended from the background.
         let Supervisor { agent, agent_socket, init_socket, uplink, by_signal, signals: _signals, .. } = self;
-        drop((init_socket, agent_socket));
         let gateway = uplink.and_then(Uplink::end);
+        drop((init_socket, agent_socket));
         end_child(agent);
         // The gateway sees its connection close, delivers what the sandbox had sent, and ends by itself; what takes
         // time then (the kernel taking down the link) nobody needs to wait for.

@@ -18,6 +18,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::unistd::Uid;
@@ -250,6 +251,18 @@ impl Life {
     /// How long to wait at most before asking [`has_ended`](Self::has_ended).
     pub fn interval(&self) -> Option<Duration> {
         matches!(self, Life::Path { .. }).then_some(LOOK)
+    }
+
+    /// Has it ended? Asked without an event.
+    pub fn is_over(&self) -> bool {
+        let readable = match self {
+            Life::Process(pidfd) => {
+                let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+                !matches!(poll(&mut fds, PollTimeout::ZERO), Ok(0))
+            }
+            Life::Path { .. } => false,
+        };
+        self.has_ended(readable)
     }
 
     /// Has it ended? `readable` says whether the descriptor was.

@@ -11,16 +11,31 @@
 //! handed the same. Its connections are lost, the sandbox goes on. One that dies before any has carried a frame is an
 //! error: it would not be different the next time. So is one that dies again and again: after [`REPLACEMENTS`] within
 //! [`WINDOW`] no more are started ([`Heard::GaveUp`]).
-use std::collections::VecDeque;
+//!
+//! What a gateway is given besides the link is kept as well, and given to the next one: published ports
+//! ([`super::ports`]), and listeners inside for `--reach`. The connection to the agent that makes sockets inside is
+//! made anew for each gateway. The order is: link, listeners inside, agent, ports; the network works when the ports
+//! that the command line asks for are served.
+//!
+//! At the end the ports are taken back first, and it is waited for that, so that they are free when the supervisor is
+//! gone: for [`RELEASE`], after which the gateway is killed.
+use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use socket2::SockRef;
+
 use super::SandboxError;
+use super::message::ToAgent;
+use super::ports::{Inner, PortKeeper, reach_batches};
 use crate::control::client::{self, GatewayProcess, SpawnError};
 use crate::control::messages::{FromGateway, ToGateway};
 use crate::control::state::{Registration, SandboxState};
+use crate::control::wire;
 use crate::host::watch::HostWatch;
-use crate::plan::{Endpoint, LinkKind, Logging, Network};
+use crate::plan::{Endpoint, LinkKind, Logging, Network, Ports, Protocol, Reached};
+use crate::sys::scm;
 
 /// How long the processes of a sandbox may take to end after their sockets are closed, before they are killed.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
@@ -28,6 +43,9 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// A gateway that dies is replaced this often within [`WINDOW`].
 const REPLACEMENTS: usize = 3;
 const WINDOW: Duration = Duration::from_secs(10);
+
+/// How long a gateway may take to close its listeners when the sandbox has ended.
+const RELEASE: Duration = Duration::from_millis(200);
 
 /// What a gateway is to do; the same for each that is started.
 pub(super) struct Task<'a> {
@@ -37,6 +55,8 @@ pub(super) struct Task<'a> {
     pub(super) network: &'a Network,
     /// `--dns-search`, where it was given.
     pub(super) search: Option<&'a [String]>,
+    /// Ports published and reached.
+    pub(super) ports: &'a Ports,
     /// What is said.
     pub(super) logging: Logging,
 }
@@ -61,8 +81,6 @@ impl Record {
 pub(super) enum Heard {
     /// Nothing that concerns the sandbox's course.
     Nothing,
-    /// The network works.
-    Serving,
     /// It died once too often and is not replaced; how.
     GaveUp(String),
 }
@@ -76,20 +94,81 @@ pub(super) struct Uplink<'a> {
     replacements: Replacements,
     /// A duplicate of what the gateway has.
     link: Option<(LinkKind, OwnedFd)>,
+    /// Listeners inside, for `--reach`.
+    reached: Vec<(Reached, OwnedFd)>,
+    ports: PortKeeper,
+    /// The gateway carries frames.
+    attached: bool,
+    /// The gateway has a connection to the agent.
+    joined: bool,
     /// Some gateway has carried frames.
     has_worked: bool,
+    /// Some gateway has served all that was there at the start.
+    has_started: bool,
 }
 
 impl<'a> Uplink<'a> {
     /// No gateway and no link yet.
     pub(super) fn new(task: Task<'a>, watch: HostWatch) -> Uplink<'a> {
-        Uplink { task, watch, gateway: None, replacements: Replacements::default(), link: None, has_worked: false }
+        let ports = PortKeeper::new(&task.endpoint.id, task.ports);
+        Uplink {
+            task,
+            watch,
+            gateway: None,
+            replacements: Replacements::default(),
+            link: None,
+            reached: Vec::new(),
+            ports,
+            attached: false,
+            joined: false,
+            has_worked: false,
+            has_started: false,
+        }
     }
 
     /// Start the first gateway.
     pub(super) fn start_gateway(&mut self) -> Result<(), SpawnError> {
-        self.gateway = Some(GatewayProcess::spawn(self.task.logging)?);
+        let gateway = GatewayProcess::spawn(self.task.logging)?;
+        // One that does not read must not stop the supervisor. Where this fails it may.
+        let _ = SockRef::from(&gateway.connection().as_fd()).set_write_timeout(Some(PATIENCE));
+        self.gateway = Some(gateway);
+        (self.attached, self.joined) = (false, false);
         Ok(())
+    }
+
+    /// Bind the ports that the command line asks for. Call it after the forks: nobody else is to have them.
+    pub(super) fn bind_ports(&mut self) -> Result<(), SandboxError> {
+        Ok(self.ports.bind(self.task.ports)?)
+    }
+
+    /// Listeners inside have come. The link comes after them.
+    pub(super) fn keep_reached(&mut self, reached: Vec<Reached>, sockets: Vec<OwnedFd>) {
+        self.reached.extend(reached.into_iter().zip(sockets));
+    }
+
+    /// The listeners inside, made for `--reach`.
+    pub(super) fn reached(&self) -> Vec<Reached> {
+        self.reached.iter().map(|(reached, _)| *reached).collect()
+    }
+
+    /// The sandbox listens on these ports now (`-p auto`).
+    pub(super) fn follow(&mut self, tcp: Vec<u16>, udp: Vec<u16>) {
+        if self.gateway.is_none() {
+            return;
+        }
+        let tcp = tcp.into_iter().map(|port| (Protocol::Tcp, port));
+        let listening: BTreeSet<Inner> = tcp.chain(udp.into_iter().map(|port| (Protocol::Udp, port))).collect();
+        self.ports.follow(listening);
+    }
+
+    /// Is an agent needed, which makes sockets inside?
+    pub(super) fn needs_agent(&self) -> bool {
+        self.gateway.is_some() && !self.ports.is_empty()
+    }
+
+    /// The agent has gone, or there is another one.
+    pub(super) fn forget_agent(&mut self) {
+        self.joined = false;
     }
 
     /// The link is there: the gateway gets it.
@@ -133,19 +212,58 @@ impl<'a> Uplink<'a> {
     ///
     /// # Errors
     /// When the sandbox cannot be served.
-    pub(super) fn hear(&mut self, record: &Record) -> Result<Heard, SandboxError> {
+    pub(super) fn hear(&mut self, record: &mut Record) -> Result<Heard, SandboxError> {
         let Some(gateway) = &self.gateway else { return Ok(Heard::Nothing) };
         match gateway.connection().recv()? {
-            Some(FromGateway::Attached) => {
-                self.has_worked = true;
-                return Ok(Heard::Serving);
-            }
+            Some(FromGateway::Attached) => (self.attached, self.has_worked) = (true, true),
             Some(FromGateway::Refused { reason }) => return Err(SandboxError::Inside(reason)),
-            Some(FromGateway::Done { .. } | FromGateway::WantPublish { .. } | FromGateway::WantUnpublish { .. }) => {}
+            Some(FromGateway::Done { request, error }) => self.ports.handle_done(request, error),
+            Some(FromGateway::WantPublish { request, spec, proxy, from }) => {
+                self.ports.want_publish(request, &spec, proxy, &from);
+            }
+            Some(FromGateway::WantUnpublish { request, spec }) => self.ports.want_unpublish(request, &spec),
             Some(FromGateway::Notice { text }) => tracing::warn!("{text}"),
             None => return self.replace(record),
         }
         Ok(Heard::Nothing)
+    }
+
+    /// After everything that was heard: give the gateway what it is to have next. `agent` is the socket to the agent
+    /// that makes sockets inside, where there is one. True when the network has begun to work, all that was there at
+    /// the start included.
+    ///
+    /// # Errors
+    /// When a port that the command line asks for cannot be served.
+    pub(super) fn go_on(&mut self, agent: Option<&OwnedFd>, record: &mut Record) -> Result<bool, SandboxError> {
+        let Some(gateway) = &self.gateway else { return Ok(false) };
+        if let (Some(agent), true, false) = (agent, self.link.is_some(), self.joined) {
+            let (ours, theirs) = scm::pair().map_err(SandboxError::io("make a socket pair"))?;
+            // Whichever of them has gone is heard next.
+            let _ = wire::send(agent, &ToAgent::Inside, &[theirs.as_fd()]);
+            let _ = gateway.connection().send(&ToGateway::Inside, &[ours.as_fd()]);
+            self.joined = true;
+        }
+        if !self.attached {
+            return Ok(false);
+        }
+        let outcome = self.ports.advance(|message, fds| gateway.connection().send(message, fds))?;
+        if outcome.changed {
+            self.write_down(record);
+        }
+        let works = outcome.started && !self.has_started;
+        self.has_started |= works;
+        Ok(works)
+    }
+
+    /// What is published is to be seen in `ps` and `inspect`. That it is not must not end a sandbox.
+    fn write_down(&self, record: &mut Record) {
+        let ports = self.ports.published();
+        if record.state.ports != ports {
+            record.state.ports = ports;
+            if let Err(error) = record.publish() {
+                tracing::warn!("`tapline ps` does not show the published ports: {error}");
+            }
+        }
     }
 
     fn hand_over(&mut self, record: &Record) -> Result<(), SandboxError> {
@@ -156,12 +274,20 @@ impl<'a> Uplink<'a> {
         let endpoint = self.task.endpoint.clone();
         let message = ToGateway::Attach { network, endpoint, link: *kind, host, api: true };
         gateway.connection().send(&message, &[link.as_fd(), api.as_fd()])?;
+        let reached = self.reached();
+        let mut sockets = self.reached.iter().map(|(_, socket)| socket.as_fd());
+        for batch in reach_batches(&reached) {
+            let fds: Vec<BorrowedFd<'_>> = sockets.by_ref().take(batch.len()).collect();
+            gateway.connection().send(&ToGateway::Reach { reached: batch.to_vec() }, &fds)?;
+        }
+        self.ports.begin(!self.has_started);
         Ok(())
     }
 
     /// The gateway has closed its connection: say how it ended, and start another.
-    fn replace(&mut self, record: &Record) -> Result<Heard, SandboxError> {
+    fn replace(&mut self, record: &mut Record) -> Result<Heard, SandboxError> {
         let Some(gateway) = self.gateway.take() else { return Ok(Heard::Nothing) };
+        self.attached = false;
         let how = match gateway.stop(PATIENCE) {
             Ok(status) => client::describe(status),
             Err(error) => error.to_string(),
@@ -170,6 +296,9 @@ impl<'a> Uplink<'a> {
             return Err(SandboxError::Inside(format!("the gateway ended before it carried a frame ({how})")));
         }
         if !self.replacements.allow(Instant::now()) {
+            // Better refused than accepted by nobody.
+            self.ports.release();
+            self.write_down(record);
             return Ok(Heard::GaveUp(how));
         }
         tracing::error!("the gateway died ({how}): its connections are lost, starting another");
@@ -178,10 +307,47 @@ impl<'a> Uplink<'a> {
         Ok(Heard::Nothing)
     }
 
-    /// Let go of the link; the gateway, for who wants to wait for its end. Without that it ends by itself.
-    pub(super) fn end(self) -> Option<GatewayProcess> {
-        self.gateway
+    /// Let go of ports and link; the gateway, for who wants to wait for its end. Without that it ends by itself.
+    pub(super) fn end(mut self) -> Option<GatewayProcess> {
+        let messages = self.ports.release();
+        let gateway = self.gateway?;
+        let deadline = Instant::now() + RELEASE;
+        if self.attached && !messages.iter().all(|message| take_back(&gateway, message, deadline)) {
+            if let Err(error) = gateway.stop(Duration::ZERO) {
+                tracing::debug!("the gateway cannot be killed: {error}");
+            }
+            return None;
+        }
+        Some(gateway)
     }
+}
+
+/// Have the gateway close ports, and wait for it. True also when it has ended.
+fn take_back(gateway: &GatewayProcess, message: &ToGateway, deadline: Instant) -> bool {
+    let ToGateway::Unpublish { request: ours, .. } = message else { return true };
+    let connection = gateway.connection();
+    if connection.send(message, &[]).is_err() {
+        return gateway_has_ended(gateway);
+    }
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut fds = [PollFd::new(connection.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO)) {
+            Err(nix::Error::EINTR) => continue,
+            Ok(1..) => {}
+            _ => return false,
+        }
+        match connection.recv() {
+            Ok(Some(FromGateway::Done { request, .. })) if request == *ours => return true,
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => return gateway_has_ended(gateway),
+        }
+    }
+}
+
+fn gateway_has_ended(gateway: &GatewayProcess) -> bool {
+    let mut fds = [PollFd::new(gateway.pidfd(), PollFlags::POLLIN)];
+    matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1..))
 }
 
 /// When gateways were replaced.
