@@ -1,4 +1,5 @@
 //! `tapline ps`.
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, ValueEnum};
@@ -7,7 +8,7 @@ use comfy_table::{Table, presets};
 use super::error::Failure;
 use super::output;
 use crate::control::state::{SandboxState, StateDir};
-use crate::plan::Mode;
+use crate::plan::{Mode, Protocol, Published};
 
 /// List the sandboxes that run
 #[derive(Args, Debug)]
@@ -54,7 +55,7 @@ fn json(sandboxes: &[SandboxState]) -> serde_json::Result<String> {
         let addresses: Vec<String> = addresses(sandbox);
         let line = serde_json::json!({
             "name": sandbox.name, "id": sandbox.id, "pid": sandbox.pid, "mode": sandbox.mode,
-            "addresses": addresses, "since": sandbox.since, "command": sandbox.command,
+            "addresses": addresses, "ports": sandbox.ports, "since": sandbox.since, "command": sandbox.command,
         });
         lines.push_str(&serde_json::to_string(&line)?);
         lines.push('\n');
@@ -70,7 +71,7 @@ fn addresses(sandbox: &SandboxState) -> Vec<String> {
 fn table(sandboxes: &[SandboxState], now: SystemTime) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
-    table.set_header(["NAME", "ID", "PID", "MODE", "ADDRESSES", "SINCE", "COMMAND"]);
+    table.set_header(["NAME", "ID", "PID", "MODE", "ADDRESSES", "PORTS", "SINCE", "COMMAND"]);
     for sandbox in sandboxes {
         let addresses = match addresses(sandbox) {
             none if none.is_empty() => "-".to_owned(),
@@ -82,6 +83,7 @@ fn table(sandboxes: &[SandboxState], now: SystemTime) -> String {
             sandbox.pid.map_or("-".to_owned(), |pid| pid.to_string()),
             mode_word(sandbox.mode).to_owned(),
             addresses,
+            ports(&sandbox.ports),
             age(sandbox.since, now),
             shortened(&sandbox.command.join(" ")),
         ]);
@@ -90,6 +92,52 @@ fn table(sandboxes: &[SandboxState], now: SystemTime) -> String {
         column.set_padding((0, 2));
     }
     table.trim_fmt() + "\n"
+}
+
+/// Most groups of ports that a row has room for.
+const MOST_PORTS: usize = 6;
+
+/// As Docker writes them, neighbours as a range: `0.0.0.0:8000-8009->80-89/tcp`. A socket of both families counts as
+/// two.
+fn ports(published: &[Published]) -> String {
+    let any = |v6: bool| if v6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
+    let mut all: Vec<(IpAddr, Protocol, u16, u16)> = published
+        .iter()
+        .flat_map(|p| {
+            let also = p.dual_stack.then(|| any(!p.host.is_ipv6()));
+            let place = |ip| (ip, p.protocol, p.host.port(), p.sandbox_port);
+            std::iter::once(p.host.ip()).chain(also).map(place)
+        })
+        .collect();
+    all.sort_unstable();
+    let mut groups: Vec<Vec<(IpAddr, Protocol, u16, u16)>> = Vec::new();
+    for port in all {
+        let follows = |last: &(IpAddr, Protocol, u16, u16)| {
+            (last.0, last.1, last.2.checked_add(1), last.3.checked_add(1))
+                == (port.0, port.1, Some(port.2), Some(port.3))
+        };
+        match groups.last_mut() {
+            Some(group) if group.last().is_some_and(follows) => group.push(port),
+            _ => groups.push(vec![port]),
+        }
+    }
+    let range = |first: u16, last: u16| if first == last { first.to_string() } else { format!("{first}-{last}") };
+    let mut words: Vec<String> = groups
+        .iter()
+        .take(MOST_PORTS)
+        .filter_map(|group| {
+            let (first, last) = (group.first()?, group.last()?);
+            let at = match first.0 {
+                IpAddr::V4(ip) => ip.to_string(),
+                IpAddr::V6(ip) => format!("[{ip}]"),
+            };
+            Some(format!("{at}:{}->{}/{}", range(first.2, last.2), range(first.3, last.3), first.1))
+        })
+        .collect();
+    if groups.len() > MOST_PORTS {
+        words.push("…".to_owned());
+    }
+    if words.is_empty() { "-".to_owned() } else { words.join(",") }
 }
 
 /// How long ago, in the largest unit that says something.
@@ -116,6 +164,7 @@ fn shortened(command: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Origin;
 
     fn sandbox() -> SandboxState {
         SandboxState {
@@ -138,9 +187,36 @@ mod tests {
     fn a_row_shows_what_a_person_looks_for() {
         let text = table(&[sandbox()], UNIX_EPOCH + Duration::from_secs(1000 + 7200));
         let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(rows[0], ["NAME", "ID", "PID", "MODE", "ADDRESSES", "SINCE", "COMMAND"]);
-        assert_eq!(rows[1], ["web", "0123456789ab", "42", "private", "10.0.2.100", "2h", "sh", "-c", "echo", "[2J"]);
+        assert_eq!(rows[0], ["NAME", "ID", "PID", "MODE", "ADDRESSES", "PORTS", "SINCE", "COMMAND"]);
+        let row = ["web", "0123456789ab", "42", "private", "10.0.2.100", "-", "2h", "sh", "-c", "echo", "[2J"];
+        assert_eq!(rows[1], row);
         assert!(!text.contains('\x1b'));
+    }
+
+    #[test]
+    fn ports_are_written_as_docker_does() {
+        let port = |host: &str, dual_stack, sandbox_port, protocol| Published {
+            sandbox: "0123456789ab".into(),
+            protocol,
+            host: host.parse().unwrap(),
+            dual_stack,
+            sandbox_port,
+            proxy: None,
+            from: Vec::new(),
+            spec: String::new(),
+            origin: Origin::Option,
+        };
+        assert_eq!(ports(&[]), "-");
+        let both = port("[::]:8080", true, 80, Protocol::Tcp);
+        assert_eq!(ports(&[both]), "0.0.0.0:8080->80/tcp,[::]:8080->80/tcp");
+        let udp = port("127.0.0.1:53", false, 5353, Protocol::Udp);
+        let mut range: Vec<Published> =
+            (0..10).map(|n| port(&format!("127.0.0.1:{}", 8000 + n), false, 80 + n, Protocol::Tcp)).collect();
+        range.push(udp);
+        assert_eq!(ports(&range), "127.0.0.1:8000-8009->80-89/tcp,127.0.0.1:53->5353/udp");
+        let many: Vec<Published> =
+            (0..10).map(|n| port(&format!("127.0.0.1:{}", 8000 + 2 * n), false, 80, Protocol::Tcp)).collect();
+        assert!(ports(&many).ends_with(",…"));
     }
 
     #[test]

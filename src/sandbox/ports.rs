@@ -52,7 +52,10 @@ pub(super) type Inner = (Protocol, u16);
 
 /// Everything that is published for one sandbox.
 pub(super) struct PortKeeper {
+    /// The sandbox's id.
     sandbox: String,
+    /// What people call it.
+    name: String,
     /// `--publish-from`, for specs that do not say otherwise.
     from: Vec<IpNet>,
     auto: Option<Auto>,
@@ -116,9 +119,10 @@ pub(super) struct Outcome {
 
 impl PortKeeper {
     /// No ports yet.
-    pub(super) fn new(sandbox: &str, ports: &Ports) -> PortKeeper {
+    pub(super) fn new(sandbox: &str, name: &str, ports: &Ports) -> PortKeeper {
         PortKeeper {
             sandbox: sandbox.to_owned(),
+            name: name.to_owned(),
             from: ports.from.clone(),
             auto: ports.auto,
             held: BTreeMap::new(),
@@ -237,7 +241,7 @@ impl PortKeeper {
             }
         }
         if found.is_empty() {
-            let text = format!("{text} is not published: `tapline port {}` lists what is", self.sandbox);
+            let text = format!("{text} is not published: `tapline port {}` lists what is", self.name);
             return Err(PortFailure::new("not_published", text));
         }
         Ok(found)
@@ -615,7 +619,7 @@ mod tests {
     fn keeper(specs: &[&str], auto: Option<Auto>) -> (PortKeeper, Gateway) {
         let publish = specs.iter().map(|spec| PublishSpec::parse(spec).unwrap()).collect();
         let ports = Ports { publish, auto, ..Ports::default() };
-        let mut keeper = PortKeeper::new("0123456789ab", &ports);
+        let mut keeper = PortKeeper::new("0123456789ab", "web", &ports);
         keeper.bind(&ports).unwrap();
         keeper.begin(true);
         let mut gateway = Gateway::default();
@@ -645,7 +649,7 @@ mod tests {
     fn batches_are_small_enough_for_a_message() {
         let from: Vec<IpNet> = (0..200).map(|n| format!("2001:db8:{n:x}::/48").parse().unwrap()).collect();
         let ports = Ports { publish: vec![PublishSpec::parse("127.0.0.1::1-100").unwrap()], from, ..Ports::default() };
-        let mut keeper = PortKeeper::new("0123456789ab", &ports);
+        let mut keeper = PortKeeper::new("0123456789ab", "web", &ports);
         keeper.bind(&ports).unwrap();
         keeper.begin(true);
         let mut gateway = Gateway::default();
@@ -692,7 +696,7 @@ mod tests {
     #[test]
     fn a_port_of_the_command_line_that_is_refused_ends_the_start() {
         let ports = Ports { publish: vec![PublishSpec::parse("127.0.0.1::80").unwrap()], ..Ports::default() };
-        let mut keeper = PortKeeper::new("0123456789ab", &ports);
+        let mut keeper = PortKeeper::new("0123456789ab", "web", &ports);
         keeper.bind(&ports).unwrap();
         keeper.begin(true);
         let failure = Gateway::default().serve(&mut keeper, |m| matches!(m, ToGateway::Publish { .. })).unwrap_err();

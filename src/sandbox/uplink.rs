@@ -110,7 +110,7 @@ pub(super) struct Uplink<'a> {
 impl<'a> Uplink<'a> {
     /// No gateway and no link yet.
     pub(super) fn new(task: Task<'a>, watch: HostWatch) -> Uplink<'a> {
-        let ports = PortKeeper::new(&task.endpoint.id, task.ports);
+        let ports = PortKeeper::new(&task.endpoint.id, &task.endpoint.name, task.ports);
         Uplink {
             task,
             watch,
