@@ -24,7 +24,7 @@
 //! [`MOST_FOLLOWED`].
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use ipnet::IpNet;
@@ -32,17 +32,14 @@ use serde::Serialize;
 
 use crate::control::messages::{MAX_MESSAGE, ToGateway};
 use crate::control::wire::WireError;
-use crate::plan::{Auto, Origin, PortFailure, PortRange, Ports, Protocol, ProxyVersion, PublishSpec, Published};
+use crate::plan::{Auto, Origin, PortFailure, Ports, Protocol, ProxyVersion, PublishSpec, Published};
 use crate::plan::{PublishedKey, Reached};
-use crate::publish::bind::{Bound, bind};
+use crate::publish::bind::{Bound, Near, bind, bind_or_near};
 use crate::sys::proc;
 use crate::sys::scm::{MAX_FDS, ScmError};
 
 /// Most ports that `-p auto` publishes for one sandbox.
 pub(super) const MOST_FOLLOWED: usize = 1024;
-
-/// How often a free number that both loopback addresses have is looked for.
-const TRIES: usize = 16;
 
 /// Room in a message for what is around its list, in bytes.
 const ENVELOPE: usize = 256;
@@ -292,66 +289,16 @@ impl PortKeeper {
     }
 
     /// Sockets for a port of the sandbox: under its own number, or else a free one.
-    fn bind_followed(&mut self, auto: Auto, (protocol, port): Inner) -> Result<Vec<Bound>, PortFailure> {
+    fn bind_followed(&mut self, auto: Auto, port: Inner) -> Result<Vec<Bound>, PortFailure> {
         raise_limit();
-        let failure = match self.bind_number(auto, protocol, port, Some(port)) {
-            Err(failure) if matches!(failure.code.as_str(), "taken" | "privileged") => failure,
-            other => return other,
-        };
-        for _ in 0..TRIES {
-            let Ok(bound) = self.bind_number(auto, protocol, port, None) else { continue };
-            if let (true, Some(first)) = (self.told.insert((protocol, port)), bound.first()) {
-                let number = first.published.host.port();
-                tracing::warn!("{failure}; -p auto has published {port}/{protocol} at port {number} instead");
-            }
-            return Ok(bound);
+        let Near { bound, taken } = bind_or_near(auto, port.0, port.1, &self.sandbox, &self.from)?;
+        if let (Some(why), Some(first)) = (taken, bound.first())
+            && self.told.insert(port)
+        {
+            let number = first.published.host.port();
+            tracing::warn!("{why}; -p auto has published {}/{} at port {number} instead", port.1, port.0);
         }
-        Err(failure)
-    }
-
-    /// On each address that `-p auto` is about, all under one number; `None` lets the kernel choose it.
-    fn bind_number(
-        &self,
-        auto: Auto,
-        protocol: Protocol,
-        port: u16,
-        number: Option<u16>,
-    ) -> Result<Vec<Bound>, PortFailure> {
-        const LOOPBACK: [Option<IpAddr>; 2] =
-            [Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), Some(IpAddr::V6(Ipv6Addr::LOCALHOST))];
-        let (addresses, words) = match auto {
-            Auto::Loopback => (&LOOPBACK[..], "auto"),
-            Auto::All => (&[None][..], "auto:all"),
-        };
-        let mut number = number;
-        let mut all = Vec::new();
-        for &address in addresses {
-            let only = |port| PortRange { first: port, last: port };
-            let mut spec = PublishSpec {
-                text: String::new(),
-                address,
-                host: number.map(only),
-                sandbox: only(port),
-                protocol,
-                proxy: None,
-            };
-            spec.text = spec.to_string();
-            match bind(&spec, &self.sandbox, &self.from, Origin::Auto) {
-                Ok(bound) => {
-                    number = number.or(bound.first().map(|bound| bound.published.host.port()));
-                    all.extend(bound);
-                }
-                // A host without IPv6.
-                Err(failure)
-                    if address.is_some_and(|a| a.is_ipv6())
-                        && matches!(failure.code.as_str(), "no_such_address" | "failed") => {}
-                Err(failure) => return Err(failure),
-            }
-        }
-        for bound in &mut all {
-            bound.published.spec = words.to_owned();
-        }
-        Ok(all)
+        Ok(bound)
     }
 
     fn hold(&mut self, bound: Vec<Bound>) -> Vec<u64> {
