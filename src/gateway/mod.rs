@@ -91,10 +91,14 @@ impl Segment {
 
     /// A client of a published port has this address inside: a sandbox that looks for it on its segment finds the
     /// gateway.
-    pub(crate) fn keep_address(&mut self, _port: PortId, _client: IpAddr) {}
+    pub(crate) fn keep_address(&mut self, port: PortId, client: IpAddr) {
+        self.kept.keep(&self.network, port, client);
+    }
 
     /// One client less has this address.
-    pub(crate) fn forget_address(&mut self, _port: PortId, _client: IpAddr) {}
+    pub(crate) fn forget_address(&mut self, port: PortId, client: IpAddr) {
+        self.kept.forget(port, client);
+    }
 
     /// May a sandbox on this port use this source address? Its segment's unicast addresses, except the
     /// gateway's own; link-local ones for IPv6.
@@ -173,11 +177,6 @@ impl Gateway {
     /// The network served.
     pub fn network(&self) -> &Network {
         &self.segment.network
-    }
-
-    /// Who is at this port.
-    pub fn endpoint(&self, port: PortId) -> Option<&Endpoint> {
-        self.segment.ports.get(&port)
     }
 
     /// What was counted so far.
