@@ -112,6 +112,24 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_is_listed_from_its_first_segment() {
+        let mut test = Test::new();
+        let mut syn = Vec::new();
+        etherparse::PacketBuilder::ethernet2([2; 6], test.gateway.network().gateway_mac.0)
+            .ipv4([10, 0, 2, 100], [192, 0, 2, 1], 64)
+            .tcp(4444, 80, 1, 65535)
+            .syn()
+            .write(&mut syn, b"")
+            .unwrap();
+        test.frame(Default::default(), &syn);
+        let (_poll, mut publishing) = publishing();
+        let page = page(Some(&mut test.gateway), &mut publishing, |_| Some(ID), 0, 10);
+        let [flow] = &*page.flows else { panic!("{page:?}") };
+        assert_eq!((flow.protocol.as_str(), flow.state.as_str()), ("tcp", "connecting"));
+        assert_eq!((flow.inside, flow.outside), ("10.0.2.100:4444".parse().unwrap(), "192.0.2.1:80".parse().ok()));
+    }
+
+    #[test]
     fn a_cursor_that_nobody_gave_is_no_harm() {
         let mut test = Test::new();
         let (_poll, mut publishing) = publishing();
