@@ -91,6 +91,7 @@ fn page(command: &Command, extra: &Page) -> io::Result<(String, Vec<u8>)> {
         .iter()
         .map(|page| if page.verb.is_empty() { "tapline(1)".to_owned() } else { format!("tapline-{}(1)", page.verb) })
         .filter(|other| *other != format!("{name}(1)"))
+        .chain(["tapline-api(7)".to_owned()])
         .collect();
     roff.text([roman(others.join(", "))]);
     roff.to_writer(&mut text)?;
