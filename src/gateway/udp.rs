@@ -477,12 +477,12 @@ fn ask(
 pub(super) fn refusal_error(refusal: Refusal) -> IcmpError {
     match refusal {
         Refusal::NoHostAddress => IcmpError::NetUnreachable,
+        Refusal::NotOnSegment => IcmpError::HostUnreachable,
         Refusal::Unspecified
         | Refusal::Loopback
         | Refusal::V4Mapped
         | Refusal::Metadata
         | Refusal::Multicast
-        | Refusal::NotOnSegment
         | Refusal::DnsOnly => IcmpError::Prohibited,
     }
 }
@@ -625,7 +625,7 @@ mod tests {
         for (from, to, kind, code) in [
             (A, "127.0.0.1:7", 3, 13),
             (A, "169.254.169.254:80", 3, 13),
-            (A, "10.0.2.50:7", 3, 13),
+            (A, "10.0.2.50:7", 3, 1),
             (A6, "[::1]:7", 1, 1),
             (A6, "[::ffff:192.0.2.1]:7", 1, 1),
         ] {

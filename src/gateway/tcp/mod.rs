@@ -46,7 +46,7 @@ use smoltcp::wire::{HardwareAddress, IpAddress, TcpControl, TcpPacket};
 use super::describe::Description;
 use super::icmp::{self, IcmpError};
 use super::link::{Asker, Host, HostError, Link, Peer, PortId, TcpId};
-use super::{Segment, counters::DropReason, packet::Packet};
+use super::{Segment, counters::DropReason, packet::Packet, udp};
 use crate::plan::Network;
 use crate::policy::{self, Refusal};
 use crate::sys::tcp_slot::TcpSlot;
@@ -740,9 +740,7 @@ fn refuse(
             wire::refuse(segment, packet, tcp, link);
             return DropReason::Refused;
         }
-        Refusal::NoHostAddress => IcmpError::NetUnreachable,
-        Refusal::NotOnSegment => IcmpError::HostUnreachable,
-        Refusal::Unspecified | Refusal::Loopback | Refusal::V4Mapped | Refusal::Metadata => IcmpError::Prohibited,
+        refusal => udp::refusal_error(refusal),
     };
     icmp::send_error(now, segment, packet.peer, None, error, packet.bytes, link);
     DropReason::Refused
