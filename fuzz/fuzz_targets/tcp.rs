@@ -1,7 +1,8 @@
-//! TCP segments against flows that live: right four-tuples, numbers near the right ones. Bytes carry a pattern, so
+//! TCP segments against flows that live, the sandbox's own and those of clients of published ports: right
+//! four-tuples, numbers near the right ones. Bytes carry a pattern, so
 //! that one in the wrong place is seen on either side.
 #![no_main]
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use arbitrary::Arbitrary;
@@ -9,12 +10,16 @@ use libfuzzer_sys::fuzz_target;
 use tapline::gateway::link::{Gso, Offload, TcpId};
 use tapline_fuzz::{DNS_V6, GATEWAY_V4, OUTSIDE_V4, OUTSIDE_V6, World, frame, host_error, pattern, sandbox};
 
-const SLOTS: usize = 4;
-const DESTINATIONS: [(IpAddr, u16); SLOTS] = [
+const SLOTS: usize = 6;
+/// These begin in the sandbox, the others outside.
+const OWN: usize = 4;
+const FAR_SIDES: [(IpAddr, u16); SLOTS] = [
     (IpAddr::V4(OUTSIDE_V4), 80),
     (IpAddr::V6(OUTSIDE_V6), 443),
     (IpAddr::V4(GATEWAY_V4), 8080),
     (IpAddr::V6(DNS_V6), 53),
+    (IpAddr::V4(Ipv4Addr::new(10, 0, 2, 50)), 9000),
+    (IpAddr::V6(OUTSIDE_V6), 9000),
 ];
 const FIN: u8 = 1;
 const SYN: u8 = 2;
@@ -24,7 +29,7 @@ const ACK: u8 = 16;
 #[derive(Arbitrary, Debug)]
 struct Input {
     mtu: bool,
-    isn: [u32; SLOTS],
+    isn: [u32; OWN],
     events: Vec<Event>,
 }
 
@@ -48,7 +53,7 @@ enum Event {
         options: Options,
         far: bool,
     },
-    /// Open from the beginning to the end of the handshake.
+    /// Open from the beginning to the end of the handshake. A call from outside is left unanswered without options.
     Open {
         slot: u8,
         options: Options,
@@ -103,19 +108,21 @@ struct Slot {
     /// Behind the last byte that came from the gateway.
     seen: u32,
     flow: Option<TcpId>,
+    /// Who the other side is, where it is not who was expected: the gateway calls in a client's place.
+    far: Option<(IpAddr, u16)>,
 }
 
 struct Sandbox {
     world: World,
     slots: [Slot; SLOTS],
-    isn: [u32; SLOTS],
+    isn: [u32; OWN],
     read: usize,
 }
 
 impl Sandbox {
     #[allow(clippy::too_many_arguments)]
     fn send(&mut self, slot: usize, flags: u8, sequence: u32, ack: u32, window: u16, options: &[u8], length: usize) {
-        let (dst, port) = DESTINATIONS[slot];
+        let (dst, port) = self.slots[slot].far.unwrap_or(FAR_SIDES[slot]);
         let mut tcp = (40_000 + slot as u16).to_be_bytes().to_vec();
         tcp.extend_from_slice(&port.to_be_bytes());
         tcp.extend_from_slice(&sequence.to_be_bytes());
@@ -145,16 +152,48 @@ impl Sandbox {
         self.look();
     }
 
+    /// A client calls, and the sandbox answers.
+    fn call(&mut self, slot: usize, options: Options) {
+        let (client, port) = FAR_SIDES[slot];
+        let Some(flow) = self.world.call(SocketAddr::new(client, port), 40_000 + slot as u16) else { return };
+        self.slots[slot] = Slot { flow: Some(flow), ..Slot::default() };
+        self.look();
+        if matches!(options, Options::None) {
+            return;
+        }
+        let isn = self.isn[slot - OWN];
+        let Slot { seen, .. } = self.slots[slot];
+        self.send(slot, SYN | ACK, isn, seen, 65_535, &options.bytes(), 0);
+        // It was taken when it is acknowledged; then it is known where the sandbox's bytes begin.
+        if self.slots[slot].far.is_some()
+            && self.slots[slot].next == isn.wrapping_add(1)
+            && let Some(stream) = self.world.host.streams.get_mut(&flow)
+        {
+            stream.expects = Some(isn.wrapping_add(1));
+        }
+    }
+
     /// Look at what has come.
     fn look(&mut self) {
         while let Some((_, bytes)) = self.world.link.sent.get(self.read) {
             self.read += 1;
             let packet = etherparse::SlicedPacket::from_ethernet(bytes).expect("checked");
-            let Some(etherparse::TransportSlice::Tcp(tcp)) = packet.transport else { continue };
+            let Some(etherparse::TransportSlice::Tcp(tcp)) = &packet.transport else { continue };
             let at = usize::from(tcp.destination_port().wrapping_sub(40_000));
             let slot = &mut self.slots[at];
             let sequence = tcp.sequence_number();
             if tcp.rst() {
+                continue;
+            }
+            if tcp.syn() && !tcp.ack() {
+                assert!(at >= OWN, "a call that nobody made");
+                (slot.theirs, slot.seen, slot.next) = (sequence, sequence.wrapping_add(1), self.isn[at - OWN]);
+                let source = match packet.net.as_ref().expect("checked") {
+                    etherparse::NetSlice::Ipv4(ip) => IpAddr::V4(ip.header().source_addr()),
+                    etherparse::NetSlice::Ipv6(ip) => IpAddr::V6(ip.header().source_addr()),
+                    other => panic!("{other:?}"),
+                };
+                slot.far = Some((source, tcp.source_port()));
                 continue;
             }
             if tcp.syn() {
@@ -194,6 +233,10 @@ impl Sandbox {
             }
             Event::Open { slot, options } => {
                 let slot = usize::from(slot) % SLOTS;
+                if slot >= OWN {
+                    self.call(slot, options);
+                    return;
+                }
                 self.send(slot, SYN, self.isn[slot], 0, 65_535, &options.bytes(), 0);
                 if let Some(at) = self.world.host.connecting.len().checked_sub(1) {
                     self.world.outcome(at as u8, Ok(()), None);

@@ -342,6 +342,14 @@ impl World {
         self.settle();
     }
 
+    /// A client of a published port calls.
+    pub fn call(&mut self, client: SocketAddr, sandbox_port: u16) -> Option<TcpId> {
+        let flow = self.gateway.open_published(self.now, PORT, client, sandbox_port, &mut self.link).ok()?;
+        assert!(self.host.streams.insert(flow, Stream::default()).is_none());
+        self.settle();
+        Some(flow)
+    }
+
     /// A TCP flow's host socket has something to say.
     pub fn stream_ready(&mut self, flow: TcpId) {
         self.gateway.tcp().handle_stream_ready(flow);

@@ -1,6 +1,8 @@
 //! Hours of a busy gateway in virtual time: thousands of flows that come and go in every way there is, over a link
 //! that loses; and floods. At the end nothing may be left, and at no time more than the bounds say.
 //!
+//! Half of the flows begin outside, as those of published ports do.
+//!
 //! The sandbox's side is the smallest TCP that gets through: whatever is not acknowledged is sent again at every
 //! tick, and what comes out of order is dropped.
 use std::collections::{HashMap, HashSet};
@@ -50,6 +52,8 @@ const FATES: [Fate; 6] =
 /// The sandbox's side of a connection.
 struct Client {
     fate: Fate,
+    /// The gateway connects to it.
+    inbound: bool,
     isn: u32,
     /// Payload bytes it sends in all.
     length: u32,
@@ -199,8 +203,23 @@ impl Soak {
 
     fn begin(&mut self, port: u16, fate: Fate) {
         let (isn, length) = (self.chance.below(1 << 32) as u32, self.chance.below(3000) as u32);
-        let client = Client { fate, isn, length, acknowledged: 0, expects: None, fin_came: false, over: false };
+        let (inbound, over) = (false, false);
+        let client = Client { fate, inbound, isn, length, acknowledged: 0, expects: None, fin_came: false, over };
         self.clients.insert(port, client);
+    }
+
+    /// A connection from outside to this port of the sandbox.
+    fn begin_inbound(&mut self, port: u16, fate: Fate) {
+        self.begin(port, fate);
+        let gives = self.chance.below(5000) as usize;
+        let client = self.clients.get_mut(&port).unwrap();
+        client.inbound = true;
+        let stream = Stream { fate, gives, got: 0, wants: client.length, shut: false };
+        let from = SocketAddr::new(DESTINATION.into(), 80);
+        match self.gateway.open_published(self.now, PEER.port, from, port, &mut self.link) {
+            Ok(flow) => assert!(self.host.streams.insert(flow, stream).is_none()),
+            Err(reason) => panic!("{reason:?}"),
+        }
     }
 
     /// Each client sends what is not acknowledged.
@@ -211,14 +230,25 @@ impl Soak {
             if self.lost() {
                 continue;
             }
-            let Client { fate, isn, length, acknowledged, expects, .. } = self.clients[&port];
+            let Client { fate, inbound, isn, length, acknowledged, expects, .. } = self.clients[&port];
             if acknowledged == length + 2 {
                 continue; // waits for the other side, and answers it
             }
             let Some(expects) = expects else {
-                self.segment(port, "S", isn, 0, &[]);
+                if !inbound {
+                    self.segment(port, "S", isn, 0, &[]);
+                }
                 continue;
             };
+            if inbound && fate == Fate::Refused {
+                self.segment(port, "RA", 0, expects, &[]);
+                self.over(port);
+                continue;
+            }
+            if inbound && acknowledged == 0 && fate != Fate::SandboxResets {
+                self.segment(port, "SA", isn, expects, &[]);
+                continue;
+            }
             let at = acknowledged.saturating_sub(1).min(length);
             let sequence = isn.wrapping_add(1).wrapping_add(at);
             match fate {
@@ -268,7 +298,7 @@ impl Soak {
                 client.expects.get_or_insert(tcp.sequence_number().wrapping_add(1));
             }
             let acknowledged = tcp.acknowledgment_number().wrapping_sub(client.isn);
-            if acknowledged <= client.length + 2 {
+            if tcp.ack() && acknowledged <= client.length + 2 {
                 client.acknowledged = client.acknowledged.max(acknowledged);
             }
             let Some(expects) = client.expects else { continue };
@@ -338,6 +368,7 @@ impl Soak {
         }
         assert_eq!(self.gateway.next_timeout(), None);
         assert_eq!(self.gateway.reassembly.held(), (0, 0));
+        assert_eq!(self.gateway.segment.kept.count(), 0);
         let Sockets { connects, streams, udp, echo, .. } = &self.host;
         assert_eq!((connects.len(), streams.len(), udp.len(), echo.len()), (0, 0, 0, 0), "sockets");
     }
@@ -351,7 +382,10 @@ fn thousands_of_flows_in_every_way_over_a_link_that_loses_leave_nothing() {
         if next < 3000 {
             for _ in 0..soak.chance.below(8) {
                 let fate = FATES[soak.chance.below(FATES.len() as u64) as usize];
-                soak.begin(1024 + next, fate);
+                match next % 2 {
+                    0 => soak.begin(1024 + next, fate),
+                    _ => soak.begin_inbound(1024 + next, fate),
+                }
                 next += 1;
             }
         }
@@ -364,7 +398,10 @@ fn thousands_of_flows_in_every_way_over_a_link_that_loses_leave_nothing() {
         let held: HashMap<_, _> = soak.gateway.tcp().held().into();
         timers = timers.max(held["timers"]);
         let flows = held["flows"];
-        assert!(held["keys"] == flows && held["parked"] <= flows && held["connecting"] <= flows, "{held:?}");
+        assert!(
+            held["keys"] == flows && held["parked"] <= flows && held["connecting"] + held["dialing"] <= flows,
+            "{held:?}"
+        );
         assert!(soak.now < start + Duration::from_secs(3600), "virtual time ran away");
         if soak.clients.len() > 64 {
             soak.clients.retain(|_, c| !c.over || c.fate == Fate::Silent || c.fin_came);
