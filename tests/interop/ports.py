@@ -123,7 +123,7 @@ def published_nginx_under_wrk(lab):
     site.mkdir(exist_ok=True)
     (site / "index.html").write_text("served by nginx\n" * 100)
     conf.write_text(f"""
-daemon off; pid {lab.scratch}/nginx.pid; error_log stderr; worker_processes 1;
+daemon off; user root; pid {lab.scratch}/nginx.pid; error_log stderr; worker_processes 1;
 events {{ worker_connections 1024; }}
 http {{
   access_log {lab.scratch}/access.log; client_body_temp_path {lab.scratch}/t; proxy_temp_path {lab.scratch}/t;
@@ -186,7 +186,7 @@ def publish_and_unpublish_while_it_runs(lab):
 def a_port_that_is_taken(lab):
     lab.serve([*SERVICE, "serve", "127.0.0.1", "8086"], 8086)
     _, err = lab.run(lab.tapline("run", "-p", "8086:80", "--", "true"), status=125)
-    has(err, "8086:80", "python")
+    has(err, "8086:80", "is taken by", "take another port")
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             check(b"gateway\0--fd" not in process.read_bytes(), "a gateway is left")
@@ -256,14 +256,14 @@ def proxy_protocol(lab):
 def ports_that_follow_the_sandbox(lab):
     shell = lab.shell("-p", "auto")
     start = f"{sys.executable} {SERVICE[1]} serve"
-    shell.does(f"{start} 127.0.0.1 8091 >/dev/null 2>&1 & {start} :: 8092 >/dev/null 2>&1 & echo $!")
-    begun = time.monotonic()
+    first = shell.does(f"{start} 127.0.0.1 8091 >/dev/null 2>&1 & echo $!").strip()
+    shell.does(f"{start} :: 8092 >/dev/null 2>&1 &")
     for port in (8091, 8092):
         for address in ("127.0.0.1", "::1"):
             wait_until(lambda: "end" in ask(lab, address, port, "whoami"), f"{address}:{port}", 5)
     check(udp(lab, "127.0.0.1", 8091, "x")[0].endswith(" x"), "UDP too")
     check(ask(lab, HOST4, 8092, "whoami", lab.far) == "refused", "only on the loopback")
-    shell.does("kill %1")
+    shell.does(f"kill {first}")
     wait_until(lambda: ask(lab, "127.0.0.1", 8091, "whoami") == "refused", "the port to close", 5)
     has(ask(lab, "127.0.0.1", 8092, "whoami"), "end")
 
@@ -370,6 +370,11 @@ def local_port():
 @case
 def plain_published(place):
     port = local_port()
+    holder = place.serve([*SERVICE, "serve", "127.0.0.1", port], port)
+    _, err = place.run(place.tapline("run", "-p", f"{port}:80", "--", "true"), status=125)
+    has(err, f"{port}:80", "python", str(holder.pid))
+    holder.kill()
+    holder.wait()
     Box(place, "-p", f"{port}:80", "--name", "plain-published")
     for address in ("127.0.0.1", "::1"):
         has(ask(place, address, port, "whoami"), "end")

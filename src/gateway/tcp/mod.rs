@@ -199,7 +199,7 @@ impl TcpTable {
         Some(Description {
             port: flow.key.port,
             protocol: "tcp",
-            published: false,
+            published: flow.inbound,
             inside: flow.key.from,
             outside: Some(flow.key.to),
             state,
