@@ -216,6 +216,10 @@ impl<'a> Uplink<'a> {
         let Some(gateway) = &self.gateway else { return Ok(Heard::Nothing) };
         match gateway.connection().recv()? {
             Some(FromGateway::Attached) => (self.attached, self.has_worked) = (true, true),
+            // It ends now, which is heard next.
+            Some(FromGateway::Refused { reason }) if self.has_worked => {
+                tracing::error!("the new gateway cannot serve the sandbox: {reason}");
+            }
             Some(FromGateway::Refused { reason }) => return Err(SandboxError::Inside(reason)),
             Some(FromGateway::Done { request, error }) => self.ports.handle_done(request, error),
             Some(FromGateway::WantPublish { request, spec, proxy, from }) => {
@@ -296,15 +300,22 @@ impl<'a> Uplink<'a> {
             return Err(SandboxError::Inside(format!("the gateway ended before it carried a frame ({how})")));
         }
         if !self.replacements.allow(Instant::now()) {
-            // Better refused than accepted by nobody.
-            self.ports.release();
-            self.write_down(record);
-            return Ok(Heard::GaveUp(how));
+            return Ok(self.give_up(record, how));
         }
         tracing::error!("the gateway died ({how}): its connections are lost, starting another");
-        self.start_gateway()?;
-        self.hand_over(record)?;
+        // What has worked once does not end for want of another gateway.
+        if let Err(error) = self.start_gateway().map_err(SandboxError::from).and_then(|()| self.hand_over(record)) {
+            self.gateway = None;
+            return Ok(self.give_up(record, error.to_string()));
+        }
         Ok(Heard::Nothing)
+    }
+
+    fn give_up(&mut self, record: &mut Record, why: String) -> Heard {
+        // Better refused than accepted by nobody.
+        self.ports.release();
+        self.write_down(record);
+        Heard::GaveUp(why)
     }
 
     /// Let go of ports and link; the gateway, for who wants to wait for its end. Without that it ends by itself.

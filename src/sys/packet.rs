@@ -196,6 +196,9 @@ impl PacketRing {
     pub fn from_fd(fd: OwnedFd) -> Result<PacketRing, PacketError> {
         let index = bound_index(&fd).filter(|_| is_raw(&fd)).ok_or(PacketError::NotAPacketSocket)?;
         super::tun::set_nonblocking(&fd).map_err(|e| PacketError::Option("O_NONBLOCK", e))?;
+        // The ring of a process that has ended may still be there; without it nothing else can be set.
+        let none = libc::tpacket_req { tp_block_size: 0, tp_block_nr: 0, tp_frame_size: 0, tp_frame_nr: 0 };
+        set_option(&fd, "PACKET_RX_RING", libc::PACKET_RX_RING, &none)?;
         set_option(&fd, "PACKET_VERSION", libc::PACKET_VERSION, &(libc::tpacket_versions::TPACKET_V2 as libc::c_int))?;
         set_option(&fd, "PACKET_VNET_HDR", libc::PACKET_VNET_HDR, &1i32)?;
         set_option(&fd, "PACKET_IGNORE_OUTGOING", libc::PACKET_IGNORE_OUTGOING, &1i32)?;
