@@ -424,8 +424,8 @@ mod tests {
         for part in [&spec, &taken, &who, &free] {
             assert!(failure.message.contains(part), "{part}: {failure}");
         }
-        let all = try_bind(&format!("{port}:80")).unwrap_err();
-        assert!(all.message.contains(&who), "{all}");
+        // Somebody else may be in the way of all addresses as well.
+        assert_eq!(try_bind(&format!("{port}:80")).unwrap_err().code, "taken");
     }
 
     #[test]
