@@ -359,6 +359,20 @@ mod tests {
     }
 
     #[test]
+    fn a_client_on_the_sandboxs_own_link_is_answered_for_while_its_flow_lives() {
+        for client in ["10.0.2.50:9", "[fd00::50]:9", "[fe80::50]:9"] {
+            let mut test = Test::new();
+            let kept = |test: &Test| test.gateway.segment.kept.contains(PEER.port, at(client).ip());
+            arrive(&mut test, PATH, client, b"x", 0);
+            assert_eq!((test.received().0, kept(&test)), (at(client), true));
+            test.udp(if at(client).is_ipv4() { SERVICE } else { SERVICE6 }, client, b"y");
+            assert_eq!(test.host.published[0].1, at(client), "not refused as nobody's");
+            test.pass(Duration::from_secs(180));
+            assert!(!kept(&test));
+        }
+    }
+
+    #[test]
     fn the_same_client_by_two_sockets_is_two_clients() {
         let other = ReplyPath { socket: 4, ..PATH };
         let mut test = Test::new();

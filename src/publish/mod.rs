@@ -201,14 +201,19 @@ impl Publishing {
         limit: usize,
         places: usize,
     ) -> FlowPage {
-        let end = self.tcp.places() as u64;
+        // Even places are connections, odd ones datagrams.
+        let end = 2 * self.tcp.places().max(self.udp.places()) as u64;
         let last = end.min(cursor.saturating_add(places as u64));
         let mut page = FlowPage::default();
         for place in cursor..last {
             if page.flows.len() >= limit {
                 return FlowPage { next: Some(place), ..page };
             }
-            page.flows.extend(self.tcp.describe(place as usize, &id));
+            let at = (place / 2) as usize;
+            page.flows.extend(match place % 2 {
+                0 => self.tcp.describe(at, &id),
+                _ => self.udp.describe(at, &id),
+            });
         }
         FlowPage { next: (last < end).then_some(last), ..page }
     }

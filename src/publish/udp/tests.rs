@@ -219,6 +219,13 @@ fn many_clients_have_a_flow_each_and_hear_only_their_own_answers() {
     assert_eq!((flow.sandbox.as_str(), flow.kind, flow.state.as_str()), ("0123456789ab", FlowKind::Spliced, "open"));
     assert_eq!(flow.inside, SocketAddr::new(Ipv4Addr::LOCALHOST.into(), service.port));
     assert!(clients.iter().any(|client| client.local_addr().ok() == flow.outside));
+    let (mut listed, mut cursor) = (0, Some(0));
+    while let Some(place) = cursor {
+        let page = world.publishing.flows(|_| Some("0123456789ab"), place, 30, 1000);
+        listed += page.flows.iter().filter(|flow| flow.kind == FlowKind::Spliced).count();
+        cursor = page.next;
+    }
+    assert_eq!(listed, 100);
 }
 
 #[test]
