@@ -95,6 +95,7 @@ fn every_command_line_works() {
     let home = Home::new();
     let (mut web, _) = home.sandbox("web", &[]);
     let (mut bare, bare_pid) = home.sandbox("bare", &["--net", "none"]);
+    let mut published = false;
     for words in command_lines() {
         match words[0] {
             // As it is, up to the command, which may need the internet; then with another.
@@ -103,7 +104,9 @@ fn every_command_line_works() {
                 let dry: Vec<&str> = ["run", "--dry-run"].iter().chain(&words[1..]).copied().collect();
                 assert!(home.run(&dry).contains("sandbox "), "{words:?}");
                 let real: Vec<&str> = words[..options].iter().chain(&["--", "true"]).copied().collect();
-                home.run(&real);
+                if wanted_ports(&words).iter().all(|port| is_free(*port)) {
+                    home.run(&real);
+                }
             }
             "attach" => {
                 assert!(!home.run(&["exec", "bare", "--", "cat", "/proc/net/dev"]).contains("tap0"));
@@ -114,6 +117,18 @@ fn every_command_line_works() {
             }
             "exec" => assert!(home.run(&words).contains("host.tapline.internal")),
             "ps" | "inspect" => assert!(home.run(&words).contains("web")),
+            "port" => assert_eq!(home.run(&words), ""),
+            "publish" => {
+                published = is_free(8081);
+                if published {
+                    assert_eq!(home.run(&words).lines().next(), Some("81/tcp -> 0.0.0.0:8081"));
+                }
+            }
+            "unpublish" if published => {
+                home.run(&words);
+                assert!(is_free(8081));
+            }
+            "unpublish" => {}
             "stop" => {
                 home.run(&words);
                 assert!(!web.0.wait().unwrap().success());
@@ -126,6 +141,17 @@ fn every_command_line_works() {
     home.run(&["stop", "bare"]);
     bare.0.wait().unwrap();
     until(|| home.run(&["ps", "--format", "json"]).is_empty());
+}
+
+/// The host ports of a command line's `-p HOST:PORT`.
+fn wanted_ports(words: &[&str]) -> Vec<u16> {
+    let specs = words.windows(2).filter(|pair| pair[0] == "-p").map(|pair| pair[1]);
+    specs.filter_map(|spec| spec.rsplit(':').nth(1)?.parse().ok()).collect()
+}
+
+/// Nobody on this machine has it, for either protocol.
+fn is_free(port: u16) -> bool {
+    std::net::TcpListener::bind(("0.0.0.0", port)).is_ok() && std::net::UdpSocket::bind(("0.0.0.0", port)).is_ok()
 }
 
 #[test]
