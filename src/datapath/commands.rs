@@ -30,6 +30,7 @@ use tokio::sync::oneshot;
 use crate::gateway::counters::{Counters, DropReason};
 use crate::gateway::link::Asker;
 use crate::plan::{Endpoint, HostView, LinkKind, Network, Published, PublishedKey, Reached};
+use crate::publish;
 
 /// Entries of the channel from a worker to the control thread.
 pub const EVENT_CAPACITY: usize = 1024;
@@ -206,6 +207,9 @@ pub struct Snapshot {
     pub udp_flows: u64,
     /// Ping flows now.
     pub echo_flows: u64,
+    /// Published ports and `--reach`.
+    #[serde(default)]
+    pub published: publish::Stats,
     /// Frames dropped since the start, by reason; every reason is there, most are zero.
     pub dropped: BTreeMap<String, u64>,
 }
@@ -213,8 +217,9 @@ pub struct Snapshot {
 impl Snapshot {
     /// The counters, and the numbers of TCP, UDP and ping flows as
     /// [`Gateway::flows`](crate::gateway::Gateway::flows) gives them.
-    pub fn new(counters: &Counters, flows: (usize, usize, usize)) -> Snapshot {
+    pub fn new(counters: &Counters, flows: (usize, usize, usize), published: publish::Stats) -> Snapshot {
         Snapshot {
+            published,
             frames_in: counters.frames_in,
             bytes_in: counters.bytes_in,
             frames_out: counters.frames_out,
@@ -296,7 +301,7 @@ mod tests {
     fn a_snapshot_names_every_reason() {
         let mut counters = Counters::default();
         counters.drop(DropReason::Spoofed);
-        let snapshot = Snapshot::new(&counters, (1, 2, 3));
+        let snapshot = Snapshot::new(&counters, (1, 2, 3), publish::Stats::default());
         assert_eq!(snapshot.dropped.len(), DropReason::ALL.len());
         assert_eq!(snapshot.dropped["spoofed"], 1);
         assert_eq!((snapshot.tcp_flows, snapshot.udp_flows, snapshot.echo_flows), (1, 2, 3));

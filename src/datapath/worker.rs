@@ -411,7 +411,7 @@ impl Worker {
                 let snapshot = match &mut self.served {
                     Some(Served { gateway, .. }) => {
                         let flows = gateway.flows();
-                        Snapshot::new(gateway.counters(), flows)
+                        Snapshot::new(gateway.counters(), flows, self.publishing.stats())
                     }
                     None => Snapshot::default(),
                 };

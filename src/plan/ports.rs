@@ -129,7 +129,7 @@ impl Ports {
         for (at, reach) in self.reach.iter().enumerate() {
             let clashes = |other: &&Reach| (other.sandbox_port, other.protocol) == (reach.sandbox_port, reach.protocol);
             if let Some(other) = self.reach[..at].iter().find(clashes) {
-                return Err(ClashError {
+                return Err(ClashError::Twice {
                     whose: "sandbox",
                     port: reach.sandbox_port,
                     protocol: reach.protocol,
@@ -138,21 +138,61 @@ impl Ports {
                 });
             }
         }
-        Ok(())
+        self.specs().try_for_each(|spec| self.check_loop(&spec))
+    }
+
+    /// Refuses a published port that `--reach` leads back to.
+    pub fn check_loop(&self, spec: &PublishSpec) -> Result<(), ClashError> {
+        match self.reach.iter().find(|reach| reach.leads_back(spec)) {
+            None => Ok(()),
+            Some(reach) => Err(ClashError::Loop { publish: spec.text.clone(), reach: reach.to_string() }),
+        }
+    }
+}
+
+impl Reach {
+    /// Does what this opens inside lead to where the spec listens, and the spec to what this opens?
+    fn leads_back(&self, spec: &PublishSpec) -> bool {
+        let on_loopback = spec.address.is_none_or(|address| address.is_loopback() || address.is_unspecified());
+        let Some(host) = spec.host else { return false };
+        if spec.protocol != self.protocol || !on_loopback || !(host.first..=host.last).contains(&self.host_port) {
+            return false;
+        }
+        // One port for each, or one of several for the only one.
+        let offset = if host.count() == spec.sandbox.count() { self.host_port - host.first } else { 0 };
+        spec.sandbox.first.checked_add(offset) == Some(self.sandbox_port)
     }
 }
 
 /// Two specs that cannot both be had.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "'{first}' and '{second}' both want {protocol} port {port} of the {whose}: leave one out, or take another port"
-)]
-pub struct ClashError {
-    whose: &'static str,
-    port: u16,
-    protocol: Protocol,
-    first: String,
-    second: String,
+pub enum ClashError {
+    /// One port is wanted twice.
+    #[error(
+        "'{first}' and '{second}' both want {protocol} port {port} of the {whose}: leave one out, or take another port"
+    )]
+    Twice {
+        /// `host` or `sandbox`.
+        whose: &'static str,
+        /// The port.
+        port: u16,
+        /// Its protocol.
+        protocol: Protocol,
+        /// Who was first.
+        first: String,
+        /// Who came then.
+        second: String,
+    },
+    /// A connection would go round and round.
+    #[error(
+        "'-p {publish}' leads to what '--reach {reach}' leads back to '-p {publish}': publish or reach another port"
+    )]
+    Loop {
+        /// The published port.
+        publish: String,
+        /// What leads back to it.
+        reach: String,
+    },
 }
 
 /// Refuses specs that want the same port of the host. Where a free port is picked there is always another.
@@ -165,7 +205,7 @@ pub fn check_specs(specs: &[PublishSpec]) -> Result<(), ClashError> {
     for (at, (protocol, ports, spec)) in wanted.iter().enumerate() {
         let near = wanted[at + 1..].iter().take_while(|(p, other, _)| p == protocol && other.first <= ports.last);
         if let Some((_, other_ports, other)) = near.into_iter().find(|(_, _, other)| is_shared(spec, other)) {
-            return Err(ClashError {
+            return Err(ClashError::Twice {
                 whose: "host",
                 port: other_ports.first,
                 protocol: *protocol,
@@ -302,6 +342,20 @@ mod tests {
             &["8000-8009:80", "8000-8009:81"],
         ] {
             assert_eq!(clash(specs), None, "{specs:?}");
+        }
+    }
+
+    #[test]
+    fn a_port_that_leads_back_to_itself_is_refused() {
+        let with = |publish: &str, reach: &str| {
+            let publish = vec![PublishSpec::parse(publish).unwrap()];
+            Ports { publish, reach: vec![Reach::parse(reach).unwrap()], ..Ports::default() }.check()
+        };
+        for (publish, reach) in [("93:93", "93"), ("127.0.0.1:8093:93", "8093:93"), ("90-99:80-89", "95:85")] {
+            assert!(matches!(with(publish, reach), Err(ClashError::Loop { .. })), "{publish} {reach}");
+        }
+        for (publish, reach) in [("93:94", "93"), ("93:93/udp", "93"), ("192.0.2.1:93:93", "93"), ("93", "93")] {
+            assert_eq!(with(publish, reach), Ok(()), "{publish} {reach}");
         }
     }
 

@@ -31,6 +31,7 @@ use std::time::Instant;
 use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
+use serde::{Deserialize, Serialize};
 
 use crate::datapath::commands::FlowPage;
 use crate::datapath::links::Links;
@@ -56,6 +57,15 @@ pub struct Publishing {
     pools: Pools,
     tcp: tcp::TcpSide,
     udp: udp::UdpSide,
+}
+
+/// What was counted about published ports and `--reach`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Connections.
+    pub tcp: tcp::TcpStats,
+    /// Datagrams.
+    pub udp: udp::UdpStats,
 }
 
 /// The stocks of sockets inside, by sandbox.
@@ -218,9 +228,9 @@ impl Publishing {
         FlowPage { next: (last < end).then_some(last), ..page }
     }
 
-    /// What was counted of datagrams.
-    pub fn udp_stats(&self) -> udp::UdpStats {
-        self.udp.stats()
+    /// What was counted since the start.
+    pub fn stats(&self) -> Stats {
+        Stats { tcp: self.tcp.stats(), udp: self.udp.stats() }
     }
 
     /// Is something left to be done in the next round, without an event?

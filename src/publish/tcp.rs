@@ -37,6 +37,7 @@ use std::time::{Duration, Instant};
 use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
+use serde::{Deserialize, Serialize};
 use slab::Slab;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
@@ -65,7 +66,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What was counted since the start.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TcpStats {
     /// Connections accepted, of whatever kind.
     pub accepted: u64,
@@ -324,8 +325,8 @@ impl TcpSide {
     }
 
     /// What was counted so far.
-    pub fn stats(&self) -> &TcpStats {
-        &self.stats
+    pub fn stats(&self) -> TcpStats {
+        self.stats
     }
 
     /// Connections past the link now.

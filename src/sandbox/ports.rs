@@ -33,7 +33,7 @@ use serde::Serialize;
 use crate::control::messages::{MAX_MESSAGE, ToGateway};
 use crate::control::wire::WireError;
 use crate::plan::{Auto, Origin, PortFailure, Ports, Protocol, ProxyVersion, PublishSpec, Published};
-use crate::plan::{PublishedKey, Reached};
+use crate::plan::{PublishedKey, Reach, Reached};
 use crate::publish::bind::{Bound, Near, bind, bind_or_near};
 use crate::sys::proc;
 use crate::sys::scm::{MAX_FDS, ScmError};
@@ -55,6 +55,8 @@ pub(super) struct PortKeeper {
     name: String,
     /// `--publish-from`, for specs that do not say otherwise.
     from: Vec<IpNet>,
+    /// What `--reach` has opened inside.
+    reach: Vec<Reach>,
     auto: Option<Auto>,
     /// Bound sockets, in the order they were asked for.
     held: BTreeMap<u64, Held>,
@@ -121,6 +123,7 @@ impl PortKeeper {
             sandbox: sandbox.to_owned(),
             name: name.to_owned(),
             from: ports.from.clone(),
+            reach: ports.reach.clone(),
             auto: ports.auto,
             held: BTreeMap::new(),
             jobs: VecDeque::new(),
@@ -191,6 +194,8 @@ impl PortKeeper {
             return Err(PortFailure::new("bad_spec", text));
         }
         spec.proxy = spec.proxy.or(proxy);
+        let asked = Ports { reach: self.reach.clone(), ..Ports::default() };
+        asked.check_loop(&spec).map_err(|error| PortFailure::new("bad_spec", error.to_string()))?;
         raise_limit();
         let from = if from.is_empty() { &self.from } else { from };
         let bound = bind(&spec, &self.sandbox, from, Origin::Api)?;

@@ -84,7 +84,7 @@ impl Test {
         &self.publishing.tcp
     }
 
-    fn stats(&self) -> &TcpStats {
+    fn stats(&self) -> TcpStats {
         self.tcp().stats()
     }
 

@@ -33,6 +33,7 @@ use std::time::{Duration, Instant};
 use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
+use serde::{Deserialize, Serialize};
 use slab::Slab;
 use socket2::SockRef;
 
@@ -62,7 +63,7 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 const TIMEOUT: Duration = Duration::from_secs(180);
 
 /// What was counted since the start. A datagram of a super-segment counts as one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UdpStats {
     /// Datagrams of clients.
     pub received: u64,
@@ -71,7 +72,7 @@ pub struct UdpStats {
     /// Dropped, because nobody listens or a socket took no more.
     pub dropped: u64,
     /// Of clients that may not connect.
-    pub refused: u64,
+    pub not_allowed: u64,
 }
 
 /// Where the datagrams of a front lead.
@@ -404,7 +405,7 @@ impl UdpSide {
         let Some(front) = self.fronts.get(origin.front as usize) else { return };
         let Leads::In(published) = &front.leads else { return };
         if !policy::may_connect(published, origin.client.ip()) {
-            self.stats.refused += parcel.count();
+            self.stats.not_allowed += parcel.count();
             return;
         }
         let path = ReplyPath { socket: origin.front, generation: front.generation, local: origin.local };

@@ -500,7 +500,7 @@ fn clients_elsewhere_go_through_the_link_if_they_may_and_hear_the_address_they_w
         }
         let stranger = socket(&SocketAddr::new(local, 0).to_string());
         stranger.send_to(b"x", (own.trim_matches(['[', ']']), port)).unwrap();
-        world.until(|world| (world.side().stats().refused == nth as u64 + 1).then_some(()));
+        world.until(|world| (world.side().stats().not_allowed == nth as u64 + 1).then_some(()));
     }
     let client = socket("127.0.0.1:0");
     client.send_to(b"x", ("127.0.0.1", port)).unwrap();
