@@ -236,8 +236,12 @@ async fn control(
     let control = Control { attach, commands, forwarder, state, network, id: id.clone(), ports };
     let end = control.run(&mut events).await;
     control.state.handle_ended(&id);
-    // Whoever reads our standard error to its end need not wait for what comes now.
-    let _ = nix::unistd::dup2_stderr(&*control.attach);
+    // Whoever reads our standard error to its end need not wait for what comes now; a failure is still said there.
+    if end.is_ok()
+        && let Ok((_, nowhere)) = io::pipe()
+    {
+        let _ = nix::unistd::dup2_stderr(&nowhere);
+    }
     let (reply, detached) = oneshot::channel();
     if control.commands.send(Command::DetachPort { id, reply }).is_ok() {
         // Whether it took longer or has ended: the process ends now, and the kernel closes what is left.

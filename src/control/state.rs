@@ -491,8 +491,8 @@ fn write_state(entry: &Path, state: &SandboxState) -> Result<()> {
     write().map_err(failed("write", &path))
 }
 
-/// Largest state file that is read, in bytes.
-const MAX_STATE: u64 = 1 << 20;
+/// Largest state file that is read, in bytes. Ten thousand published ports take some two million.
+const MAX_STATE: u64 = 64 << 20;
 
 fn read_state(entry: &Path) -> Option<SandboxState> {
     let mut text = Vec::new();

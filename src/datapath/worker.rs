@@ -92,6 +92,8 @@ pub struct Worker {
     ready_ports: Vec<usize>,
     /// Ports of sandboxes that have ended, until all they sent is delivered.
     leaving: Vec<Leaving>,
+    /// What the control thread must hear, however full its queue is.
+    untold: Vec<Event>,
     /// UDP and ping sockets that were.
     ready_udp: Vec<(u32, bool)>,
     ready_ping: Vec<(u32, bool)>,
@@ -117,6 +119,7 @@ impl Worker {
             publishing,
             ready_ports: Vec::new(),
             leaving: Vec::new(),
+            untold: Vec::new(),
             ready_udp: Vec::new(),
             ready_ping: Vec::new(),
             frame: vec![0; RX_BUFFER].into_boxed_slice(),
@@ -183,6 +186,7 @@ impl Worker {
             }
             self.flows(now);
             self.farewells(now);
+            self.tell();
             if let Some(Served { gateway, host }) = &mut self.served
                 && gateway.next_timeout().is_some_and(|at| at <= now)
             {
@@ -198,7 +202,7 @@ impl Worker {
         if busy || gateway.tcp().has_dirty() || self.publishing.is_busy() {
             return Some(Duration::ZERO);
         }
-        if self.links.full().next().is_some() || !self.leaving.is_empty() {
+        if self.links.full().next().is_some() || !self.leaving.is_empty() || !self.untold.is_empty() {
             return Some(port::RETRY);
         }
         // mio rounds up to whole milliseconds.
@@ -296,7 +300,18 @@ impl Worker {
             let id = self.ports[key].endpoint.id.clone();
             self.detach(key);
             let reason = format!("the link of sandbox {id} failed: {error}");
-            let _ = self.events.try_send(Event::PortClosed { id, reason });
+            self.untold.push(Event::PortClosed { id, reason });
+        }
+    }
+
+    /// Tell the control thread what it must hear.
+    fn tell(&mut self) {
+        while let Some(event) = self.untold.pop() {
+            match self.events.try_send(event) {
+                Err(mpsc::error::TrySendError::Full(event)) => return self.untold.push(event),
+                // Without a control thread there is nobody to be told.
+                Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
+            }
         }
     }
 

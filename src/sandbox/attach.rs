@@ -330,7 +330,7 @@ impl<'a> Service<'a> {
                     return Err(SandboxError::Inside("the agent sent no link".into()));
                 };
                 if let Some(uplink) = &mut self.uplink {
-                    uplink.give_link(kind, fd, &self.record)?;
+                    uplink.give_link(kind, fd, &mut self.record)?;
                 }
             }
             Some((FromAgent::Notice { text }, _)) => tracing::warn!("{text}"),

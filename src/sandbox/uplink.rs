@@ -172,7 +172,7 @@ impl<'a> Uplink<'a> {
     }
 
     /// The link is there: the gateway gets it.
-    pub(super) fn give_link(&mut self, kind: LinkKind, link: OwnedFd, record: &Record) -> Result<(), SandboxError> {
+    pub(super) fn give_link(&mut self, kind: LinkKind, link: OwnedFd, record: &mut Record) -> Result<(), SandboxError> {
         self.link = Some((kind, link));
         self.hand_over(record)
     }
@@ -214,7 +214,15 @@ impl<'a> Uplink<'a> {
     /// When the sandbox cannot be served.
     pub(super) fn hear(&mut self, record: &mut Record) -> Result<Heard, SandboxError> {
         let Some(gateway) = &self.gateway else { return Ok(Heard::Nothing) };
-        match gateway.connection().recv()? {
+        let message = match gateway.connection().recv() {
+            // One that has worked and now talks nonsense is as good as dead.
+            Err(error) if self.has_worked => {
+                tracing::error!("{error}");
+                None
+            }
+            message => message?,
+        };
+        match message {
             Some(FromGateway::Attached) => (self.attached, self.has_worked) = (true, true),
             // It ends now, which is heard next.
             Some(FromGateway::Refused { reason }) if self.has_worked => {
@@ -270,14 +278,25 @@ impl<'a> Uplink<'a> {
         }
     }
 
-    fn hand_over(&mut self, record: &Record) -> Result<(), SandboxError> {
+    fn hand_over(&mut self, record: &mut Record) -> Result<(), SandboxError> {
         let (Some(gateway), Some((kind, link))) = (&self.gateway, &self.link) else { return Ok(()) };
-        let api = record.registration.bind_api()?;
+        // The directory may have been removed since.
+        let repaired = record.registration.repair();
+        let api = match repaired.and_then(|_| record.registration.bind_api()) {
+            Ok(api) => Some(api),
+            // A sandbox that works goes on without its API.
+            Err(error) if self.has_worked => {
+                tracing::warn!("the sandbox's API is not served any more: {error}");
+                None
+            }
+            Err(error) => return Err(error.into()),
+        };
         let host = self.watch.view().clone();
         let network = self.task.network.announcing(self.task.search, &host);
         let endpoint = self.task.endpoint.clone();
-        let message = ToGateway::Attach { network, endpoint, link: *kind, host, api: true };
-        gateway.connection().send(&message, &[link.as_fd(), api.as_fd()])?;
+        let message = ToGateway::Attach { network, endpoint, link: *kind, host, api: api.is_some() };
+        let fds: Vec<BorrowedFd<'_>> = [link.as_fd()].into_iter().chain(api.as_ref().map(AsFd::as_fd)).collect();
+        gateway.connection().send(&message, &fds)?;
         let reached = self.reached();
         let mut sockets = self.reached.iter().map(|(_, socket)| socket.as_fd());
         for batch in reach_batches(&reached) {
