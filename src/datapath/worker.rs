@@ -271,7 +271,7 @@ impl Worker {
     /// Take frames from ports that have some.
     fn frames(&mut self, now: Instant) {
         let Some(Served { gateway, host }) = &mut self.served else { return };
-        let mut failed = None;
+        let mut failed = Vec::new();
         for key in std::mem::take(&mut self.ready_ports) {
             let Some(port) = self.ports.get_mut(key) else { continue };
             let id = PortId(key as u32);
@@ -289,14 +289,14 @@ impl Worker {
                     Ok(None) => break,
                     Err(RecvError::Malformed) => gateway.count_drop(DropReason::Malformed),
                     Err(RecvError::Io(error)) => {
-                        failed = Some((key, error));
+                        failed.push((key, error));
                         break;
                     }
                 }
             }
         }
         host.udp.flush(|unsent| gateway.handle_udp_unsent(now, unsent, &mut self.links));
-        if let Some((key, error)) = failed {
+        for (key, error) in failed {
             let id = self.ports[key].endpoint.id.clone();
             self.detach(key);
             let reason = format!("the link of sandbox {id} failed: {error}");

@@ -52,6 +52,8 @@ pub struct Stream {
     readable: bool,
     writable: bool,
     far_side_closed: bool,
+    /// Urgent data has come; a read ends in front of it, with more behind.
+    urgent: bool,
     /// Events for writing are asked for.
     write_watched: bool,
     /// A write found no room since.
@@ -88,6 +90,7 @@ impl TcpHost {
                     readable: connected,
                     writable: connected,
                     far_side_closed: false,
+                    urgent: false,
                     write_watched: !connected,
                     write_blocked: false,
                     first: Vec::new(),
@@ -163,6 +166,7 @@ impl TcpHost {
             readable: true,
             writable: true,
             far_side_closed: false,
+            urgent: false,
             write_watched: false,
             write_blocked: false,
             first: Vec::new(),
@@ -188,6 +192,7 @@ impl TcpHost {
             readable: true,
             writable: true,
             far_side_closed: false,
+            urgent: false,
             write_watched: false,
             write_blocked: false,
             first,
@@ -228,15 +233,17 @@ impl TcpHost {
     pub fn handle_event(&mut self, index: u32, event: &Event) -> Option<TcpId> {
         let stream = self.streams.get_mut(index as usize)?.as_mut()?;
         let flow = TcpId { index, generation: stream.generation };
+        // Also while it connects: what comes with the outcome comes only once.
+        stream.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+        stream.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
+        stream.far_side_closed |= event.is_read_closed() || event.is_error();
+        stream.urgent |= event.is_priority();
         if stream.connecting {
             if let Some((outcome, offender)) = stream.connect_outcome() {
                 self.outcomes.push_back((flow, outcome, offender));
             }
             return None;
         }
-        stream.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
-        stream.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
-        stream.far_side_closed |= event.is_read_closed() || event.is_error();
         Some(flow)
     }
 
@@ -342,13 +349,14 @@ impl HostStream for Stream {
             match self.socket.read(room) {
                 Ok(0) => return Transfer::Ended,
                 Ok(received) => {
-                    self.readable = received == room.len() || self.far_side_closed;
+                    self.readable = received == room.len() || self.far_side_closed || self.urgent;
                     return Transfer::Moved(received);
                 }
                 Err(error) => match error.kind() {
                     io::ErrorKind::Interrupted => {}
                     io::ErrorKind::WouldBlock => {
                         self.readable = false;
+                        self.urgent = false;
                         return Transfer::Blocked;
                     }
                     _ => return Transfer::Broken,
@@ -364,7 +372,8 @@ impl HostStream for Stream {
 }
 
 fn interest(writing: bool) -> Interest {
-    if writing { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE }
+    let reading = Interest::READABLE | Interest::PRIORITY;
+    if writing { reading | Interest::WRITABLE } else { reading }
 }
 
 /// What an ICMP error that a SYN met means for the connect; `None` where errno says as much.
@@ -444,6 +453,55 @@ mod tests {
         let mut answer = Vec::new();
         client.read_to_end(&mut answer).unwrap();
         assert_eq!(answer, b"answer");
+    }
+
+    /// Wait for one event and read once, into more room than needed.
+    fn read_at_an_event(poll: &mut mio::Poll, host: &mut TcpHost) -> Vec<u8> {
+        let mut events = mio::Events::with_capacity(8);
+        poll.poll(&mut events, Some(Duration::from_secs(10))).unwrap();
+        for event in events.iter() {
+            host.handle_event(event.token().0 as u32, event);
+        }
+        let mut room = [0; 100];
+        match host.stream(FLOW).unwrap().recv(&mut room) {
+            Transfer::Moved(count) => room[..count].to_vec(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_comes_behind_urgent_data_is_read_without_another_event() {
+        let (mut poll, mut host, mut client) = adopted(b"");
+        let mut room = [0; 100];
+        assert_eq!(host.stream(FLOW).unwrap().recv(&mut room), Transfer::Blocked);
+        client.write_all(b"abc").unwrap();
+        socket2::SockRef::from(&client).send_out_of_band(b"d").unwrap();
+        client.write_all(b"efg").unwrap();
+        let mut all = read_at_an_event(&mut poll, &mut host);
+        while all.len() < 7 {
+            let Transfer::Moved(count) = host.stream(FLOW).unwrap().recv(&mut room) else { panic!("{all:?}") };
+            all.extend_from_slice(&room[..count]);
+        }
+        assert_eq!(all, b"abcdefg");
+    }
+
+    #[test]
+    fn an_end_that_comes_with_the_connects_outcome_is_read() {
+        let mut poll = mio::Poll::new().unwrap();
+        let registry = poll.registry().try_clone().unwrap();
+        let mut host = TcpHost::new(registry, Outbound::default(), |index| Token(index as usize));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        host.connect(FLOW, at, None);
+        // As if it were still under way when all of this happens.
+        host.take_outcome();
+        let stream = host.stream(FLOW).unwrap();
+        (stream.connecting, stream.readable, stream.writable) = (true, false, false);
+        let (mut server, _) = listener.accept().unwrap();
+        server.write_all(b"banner").unwrap();
+        drop(server);
+        assert_eq!(read_at_an_event(&mut poll, &mut host), b"banner");
+        assert_eq!(host.stream(FLOW).unwrap().recv(&mut [0; 100]), Transfer::Ended);
     }
 
     #[test]

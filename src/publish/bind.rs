@@ -27,6 +27,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use socket2::{Domain, Socket, Type};
 
 use super::holder;
+use super::splice;
 use crate::plan::{Auto, Origin, PortFailure, PortRange, Protocol, PublishSpec, Published};
 
 /// How often a free port is asked for when others take what was found.
@@ -173,8 +174,9 @@ impl Place {
         }
         socket.bind(&address.into())?;
         if self.protocol == Protocol::Tcp {
-            // Its connections inherit it, wherever the port came from.
+            // Its connections inherit all of these, those too that come before a gateway serves it.
             socket.set_reuse_address(true)?;
+            splice::set_options(&socket)?;
             socket.listen(libc::SOMAXCONN)?;
         }
         if port != 0 {
@@ -329,6 +331,7 @@ fn host_addresses() -> BTreeSet<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use socket2::SockRef;
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream, UdpSocket};
     use std::sync::atomic::{AtomicU8, Ordering};
@@ -452,6 +455,7 @@ mod tests {
             listener.set_nonblocking(false).unwrap();
             let mut client = TcpStream::connect(address).unwrap();
             let (mut server, _) = listener.accept().unwrap();
+            SockRef::from(&server).set_linger(None).unwrap();
             server.write_all(b"x").unwrap();
             // Whoever closes first is left in TIME-WAIT.
             drop(server);

@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::sys::scm;
+use crate::sys::scm::{self, ScmError};
 
 /// Bytes of a request and of an answer.
 pub const REQUEST: usize = 2;
@@ -79,7 +79,9 @@ pub fn serve_one(gateway: BorrowedFd<'_>) -> io::Result<bool> {
     let wanted = request[1].min(BATCH);
     let sockets: Vec<Socket> = (0..wanted).map_while(|_| kind.socket().ok()).collect();
     let fds: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
-    scm::send(gateway, &[request[0], fds.len() as u8], &fds).map_err(io::Error::other)?;
+    let sent = scm::send(gateway, &[request[0], fds.len() as u8], &fds);
+    // Too many descriptors are on their way, or no memory is left: as if there were none to give.
+    sent.or_else(|_| scm::send(gateway, &[request[0], 0], &[])).map_err(io::Error::other)?;
     Ok(true)
 }
 
@@ -154,6 +156,8 @@ impl Pool {
             let mut answer = [0; REQUEST];
             let (length, fds) = match scm::recv(&self.agent, &mut answer) {
                 Ok(received) => received,
+                // This process has no room for them: an answer all the same.
+                Err(ScmError::FdsLost(length)) => (length, Vec::new()),
                 Err(error) if error.is_would_block() => return Ok(came),
                 Err(error) => return Err(io::Error::other(error)),
             };

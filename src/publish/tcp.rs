@@ -9,7 +9,8 @@
 //!    │
 //!    ├── a client that is not on the host's loopback: handed to the gateway and the host's streams, and forgotten
 //!    ▼
-//!   waiting ── for a socket from the sandbox's stock ([`WAITING_LIMIT`] for each sandbox; the oldest makes room)
+//!   waiting ── for a socket from the sandbox's stock ([`WAITING_LIMIT`] for each sandbox; others stay in the
+//!    │          kernel's queue)
 //!    ▼
 //!   connecting ── to one goal after another; all refused, or [`PATIENCE`] is over: reset
 //!    ▼
@@ -171,6 +172,8 @@ pub struct TcpSide {
     waiting: HashMap<PortId, VecDeque<Id>>,
     /// Sandboxes whose stock has changed.
     stocked: Vec<PortId>,
+    /// Listeners whose sandbox has as many connections waiting for a socket inside as it may.
+    held_listeners: Vec<usize>,
     /// When those that are not open yet must be, soonest first; those that are open by now are passed over.
     deadlines: VecDeque<(Instant, Id)>,
     /// Nothing is accepted until then.
@@ -192,6 +195,7 @@ impl TcpSide {
             ready: VecDeque::new(),
             waiting: HashMap::new(),
             stocked: Vec::new(),
+            held_listeners: Vec::new(),
             deadlines: VecDeque::new(),
             pause: None,
             stats: TcpStats::default(),
@@ -376,6 +380,11 @@ impl TcpSide {
                 return;
             }
             let Some(listener) = self.listeners.get_mut(place) else { continue };
+            // The kernel's queue keeps those for whom there is no socket inside yet.
+            if self.waiting.get(&listener.port).is_some_and(|waiting| waiting.len() >= WAITING_LIMIT) {
+                self.held_listeners.push(place);
+                continue;
+            }
             match accept(listener.socket.as_fd()) {
                 Ok((socket, client)) => {
                     // Behind the others: a listener with many clients lets those with few have their turn.
@@ -497,12 +506,6 @@ impl TcpSide {
             Step::Wait => {
                 let waiting = self.waiting.entry(connection.port).or_default();
                 waiting.push_back(id);
-                if waiting.len() > WAITING_LIMIT
-                    && let Some(oldest) = waiting.pop_front()
-                    && self.is_opening(oldest)
-                {
-                    self.give_up(oldest.place);
-                }
                 return false;
             }
             Step::Refused => {
@@ -563,11 +566,20 @@ impl TcpSide {
                         None => {}
                         Some(Ok(socket)) => {
                             let token = tokens::splice(place as u32 * 2 + 1);
+                            // What came with the outcome is reported once more by registering again.
+                            let interest = splice::READING.add(Interest::WRITABLE);
+                            let again = self.registry.reregister(&mut SourceFd(&socket.as_raw_fd()), token, interest);
+                            if again.is_err() {
+                                self.give_up(place);
+                                continue;
+                            }
                             self.open(place, Side::watched_both_ways(socket, token));
                         }
-                        Some(Err(_)) => {
+                        Some(Err(error)) if leads_nowhere(&error) => {
                             self.advance(place, pools);
                         }
+                        // Somebody was there, and has hung up.
+                        Some(Err(_)) => self.end(place, [false; 2]),
                     }
                     continue;
                 }
@@ -595,6 +607,9 @@ impl TcpSide {
 
     /// Try again for those that waited for a socket inside.
     fn serve_waiting(&mut self, pools: &mut Pools) {
+        if !self.stocked.is_empty() {
+            self.ready_listeners.extend(self.held_listeners.drain(..));
+        }
         for port in std::mem::take(&mut self.stocked) {
             for id in self.waiting.remove(&port).unwrap_or_default() {
                 if self.is_opening(id) {
@@ -613,6 +628,10 @@ impl TcpSide {
             }
             self.deadlines.pop_front();
             if waits {
+                self.ready_listeners.extend(self.held_listeners.drain(..));
+                for waiting in self.waiting.values_mut() {
+                    waiting.retain(|other| *other != id);
+                }
                 self.give_up(id.place);
             }
         }
@@ -696,6 +715,12 @@ fn goals(kind: FlowKind, client: SocketAddr, to: u16, endpoint: Option<&Endpoint
     // The first `None` is the end.
     goals.sort_by_key(Option::is_none);
     goals
+}
+
+/// Was there nobody, so that another address may do?
+fn leads_nowhere(error: &io::Error) -> bool {
+    let errors = [libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::ENETUNREACH, libc::EADDRNOTAVAIL, libc::ETIMEDOUT];
+    error.raw_os_error().is_some_and(|error| errors.contains(&error))
 }
 
 /// Which side of a connection is the sandbox's.

@@ -30,7 +30,7 @@ use super::message::{FromAgent, ToAgent};
 use super::ports::{MOST_FOLLOWED, reach_batches};
 use crate::control::wire;
 use crate::plan::{Ports, Protocol, Reach, Reached};
-use crate::publish::inside;
+use crate::publish::{inside, splice};
 use crate::sys::sockdiag::SockDiag;
 
 /// How often `-p auto` looks.
@@ -223,6 +223,7 @@ fn listener(at: SocketAddr, protocol: Protocol) -> io::Result<Socket> {
     match protocol {
         Protocol::Tcp => {
             socket.set_reuse_address(true)?;
+            splice::set_options(&socket)?;
             socket.bind(&at.into())?;
             socket.listen(libc::SOMAXCONN)?;
         }

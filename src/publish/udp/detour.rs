@@ -36,6 +36,10 @@ use crate::sys::dgram::{self, Batch, SocketOption};
 
 /// Most bytes that wait for a socket.
 const MOST_KEPT: usize = 256 << 10;
+/// What a kept datagram counts for besides its bytes.
+const KEPT_OVERHEAD: usize = 64;
+/// Most flows that wait for a socket inside.
+const MOST_WAITING: usize = 256;
 /// A first datagram of this many bytes is kept until somebody has answered.
 const LARGEST_KEPT: usize = 2048;
 
@@ -128,7 +132,7 @@ impl UdpSide {
         let Some((_, detour)) = self.flows.placed(index) else { return };
         let Some(far) = &detour.socket else {
             let first = detour.next == 0 && detour.kept.is_empty();
-            let kept: usize = detour.kept.iter().map(|kept| kept.payload.len()).sum();
+            let kept: usize = detour.kept.iter().map(|kept| kept.payload.len() + KEPT_OVERHEAD).sum();
             if kept + parcel.payload.len() > MOST_KEPT {
                 self.stats.dropped += parcel.count();
                 return;
@@ -170,7 +174,8 @@ impl UdpSide {
             let Some((generation, detour)) = self.flows.placed(index) else { return };
             let socket = match taken {
                 Taken::Socket(socket) => socket,
-                Taken::Wait => return self.waiting.push((index, generation)),
+                Taken::Wait if self.waiting.len() < MOST_WAITING => return self.waiting.push((index, generation)),
+                Taken::Wait => return self.give_up(now, index, origin, around),
                 Taken::Never => {
                     detour.next += 1;
                     continue;
@@ -307,7 +312,11 @@ fn attempt(socket: &OwnedFd, to: SocketAddr, parcels: &[Kept]) -> io::Result<()>
     let socket_ref = SockRef::from(socket);
     socket_ref.connect(&to.into())?;
     for (nth, kept) in parcels.iter().enumerate() {
-        post(socket, to.is_ipv6(), None, None, kept.parcel())?;
+        match post(socket, to.is_ipv6(), None, None, kept.parcel()) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Err(error),
+            // It is lost, as a datagram may be; those before it have arrived.
+            Ok(()) | Err(_) => {}
+        }
         if nth == 0
             && let Some(error) = socket_ref.take_error()?
         {
