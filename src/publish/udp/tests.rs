@@ -1,6 +1,6 @@
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -195,9 +195,9 @@ impl Drop for Service {
 /// A port on which nobody listens.
 fn closed_port() -> u16 {
     // Below the ports that the kernel gives to other tests' sockets.
-    static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
+    static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {
-        let nth = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let nth = NEXT.fetch_add(1, Ordering::Relaxed);
         let port = 12_000 + (std::process::id() as u16 % 1_000) * 16 + nth % 16;
         if ["127.0.0.1", "::1"].iter().all(|ip| UdpSocket::bind((*ip, port)).is_ok()) {
             return port;
