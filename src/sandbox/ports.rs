@@ -16,7 +16,10 @@
 //! ```
 //!
 //! A new gateway gets everything that is bound, in one job before all others ([`PortKeeper::begin`]). What somebody
-//! asked the old one for over the API and had no answer to yet is closed: nobody waits for it any more.
+//! asked the old one for over the API and had no answer to yet is closed: nobody waits for it any more. What the new
+//! one refuses is closed, batch by batch, and the rest is served: the sandbox goes on. A gateway that cannot be told of
+//! something does not know which ports there are; it is of no use any more ([`Outcome::broken`]), and the jobs wait for
+//! the next one.
 //!
 //! *`-p auto`*: the agent tells which ports the sandbox listens on; those that came are published under the same
 //! number, those that went are taken back ([`PortKeeper::follow`]). One that cannot have its number is published under
@@ -114,6 +117,8 @@ pub(super) struct Outcome {
     pub(super) started: bool,
     /// What [`PortKeeper::published`] says has changed.
     pub(super) changed: bool,
+    /// The gateway lives and could not be told of something, and why: another has to take its place.
+    pub(super) broken: Option<String>,
 }
 
 impl PortKeeper {
@@ -336,15 +341,31 @@ impl PortKeeper {
         }
         self.under_way = None;
         match (error, &job.work) {
-            (Some(error), Work::Publish(_)) if job.asker != Asker::Again => {
-                job.failure = Some(PortFailure::new("failed", error));
-            }
+            (Some(error), Work::Publish(_)) => self.refuse(count, error),
             (error, _) => {
                 if let Some(error) = error {
                     tracing::warn!("{error}");
                 }
                 job.done += count;
             }
+        }
+    }
+
+    /// The first job's next ports, so many, cannot be served. Whoever asked gets none of those that were asked for;
+    /// what another gateway served is closed by itself, for a port that nobody serves must not accept connections.
+    fn refuse(&mut self, count: usize, why: String) {
+        let Some(job) = self.jobs.front_mut() else { return };
+        match &job.work {
+            Work::Publish(numbers) if job.asker == Asker::Again => {
+                let refused = &numbers[job.done..job.done + count];
+                job.done += count;
+                let ports: Vec<String> = close(&mut self.held, refused)
+                    .iter()
+                    .map(|PublishedKey { protocol, host }| format!("{host}/{protocol}"))
+                    .collect();
+                tracing::error!("the new gateway does not serve {}, which is closed now: {why}", ports.join(", "));
+            }
+            _ => job.failure = job.failure.take().or(Some(PortFailure::new("failed", why))),
         }
     }
 
@@ -395,19 +416,26 @@ impl PortKeeper {
                     send(&ToGateway::Unpublish { request, ports }, &[]).map(|()| count)
                 }
             };
-            match sent {
-                Ok(count) => self.under_way = Some((request, count)),
-                // It has just died, which is heard next.
-                Err(error) if is_gone(&error) => self.under_way = Some((request, 0)),
-                Err(error) => {
-                    job.failure = job.failure.take().or(Some(PortFailure::new("failed", error.to_string())));
-                    if let Work::Close(keys) = &job.work {
-                        job.done = keys.len();
-                    }
+            match (sent, &job.work) {
+                (Ok(count), _) => self.under_way = Some((request, count)),
+                // More than a message holds is said of one port, which no other gateway would get either.
+                (Err(error @ (WireError::TooLarge(_) | WireError::Json(_))), Work::Publish(_)) => {
+                    self.refuse(1, error.to_string());
                 }
+                // The start has failed, whatever becomes of the gateway.
+                (Err(_), Work::Close(keys)) if job.asker == Asker::Start => job.done = keys.len(),
+                (Err(error), _) => self.wait_for_another(&mut outcome, &error),
             }
         }
         Ok(outcome)
+    }
+
+    /// The gateway cannot be told of something.
+    fn wait_for_another(&mut self, outcome: &mut Outcome, error: &WireError) {
+        // No answer has this number.
+        self.under_way = Some((0, 0));
+        // One that has just died is heard of next.
+        outcome.broken = (!is_gone(error)).then(|| error.to_string());
     }
 
     /// The first job is done.
@@ -431,7 +459,9 @@ impl PortKeeper {
             (Asker::Start, Some(failure)) => return Err(failure),
             (Asker::Api(request), failure) => {
                 // A gateway that has died has nobody left to tell.
-                let _ = send(&ToGateway::Answer { request, failure }, &[]);
+                if let Err(error @ WireError::Connection(_)) = send(&ToGateway::Answer { request, failure }, &[]) {
+                    self.wait_for_another(outcome, &error);
+                }
             }
             (Asker::Auto | Asker::Again, Some(failure)) => tracing::warn!("{failure}"),
             (Asker::Auto | Asker::Again, None) => {}
@@ -515,6 +545,11 @@ mod tests {
     struct Gateway {
         heard: Vec<ToGateway>,
         sockets: usize,
+    }
+
+    /// What a send says when the kernel has no memory for it.
+    fn no_room() -> WireError {
+        WireError::Connection(ScmError::Send(io::Error::from_raw_os_error(libc::ENOBUFS)))
     }
 
     impl Gateway {
@@ -686,6 +721,53 @@ mod tests {
         assert_eq!(outcome, Outcome::default());
         assert_eq!((gateway.sockets, hosts(&keeper)), (1, vec![first]));
         assert!(is_free(second) && is_free(third));
+    }
+
+    #[test]
+    fn what_a_new_gateway_refuses_is_closed_and_the_rest_is_served() {
+        let (mut keeper, _) = keeper(&["127.0.0.1::1-100"], None);
+        let before = hosts(&keeper);
+        keeper.begin(false);
+        let first =
+            |message: &ToGateway| matches!(message, ToGateway::Publish { ports, .. } if ports[0].sandbox_port == 1);
+        let outcome = Gateway::default().serve(&mut keeper, first).unwrap();
+        assert_eq!(outcome.broken, None);
+        assert_eq!(hosts(&keeper), before[MAX_FDS..]);
+        assert!(is_free(before[0]) && is_free(before[MAX_FDS - 1]));
+        assert!(TcpStream::connect(before[MAX_FDS]).is_ok());
+    }
+
+    #[test]
+    fn a_gateway_that_cannot_be_told_of_ports_is_broken_and_no_port_is_lost() {
+        let (mut keeper, _) = keeper(&["127.0.0.1::1-100"], None);
+        let before = hosts(&keeper);
+        keeper.begin(false);
+        let outcome = keeper.advance(|_, _| Err(no_room())).unwrap();
+        assert!(outcome.broken.unwrap().contains("cannot send"));
+        // It is not asked again, and its death is nothing to be told of.
+        assert_eq!(keeper.advance(|_, _| panic!("it is broken")).unwrap(), Outcome::default());
+        keeper.begin(false);
+        let gone = || WireError::Connection(ScmError::Send(io::ErrorKind::BrokenPipe.into()));
+        assert_eq!(keeper.advance(|_, _| Err(gone())).unwrap().broken, None);
+        keeper.begin(false);
+        Gateway::default().serve(&mut keeper, never).unwrap();
+        assert_eq!(hosts(&keeper), before);
+        assert!(TcpStream::connect(before[99]).is_ok());
+    }
+
+    #[test]
+    fn a_gateway_that_cannot_be_told_to_close_a_port_is_broken() {
+        let (mut keeper, mut gateway) = keeper(&["127.0.0.1::80", "127.0.0.1::81"], None);
+        let [first, second] = hosts(&keeper)[..] else { panic!() };
+        keeper.want_unpublish(1, "127.0.0.1::80");
+        assert!(keeper.advance(|_, _| Err(no_room())).unwrap().broken.is_some());
+        keeper.begin(false);
+        gateway.serve(&mut keeper, never).unwrap();
+        assert_eq!(hosts(&keeper), [second]);
+        assert!(is_free(first));
+        // Nor may an answer be lost.
+        keeper.want_unpublish(2, "127.0.0.1::80");
+        assert!(keeper.advance(|_, _| Err(no_room())).unwrap().broken.is_some());
     }
 
     #[test]

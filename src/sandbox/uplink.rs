@@ -24,6 +24,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
 use socket2::SockRef;
 
 use super::SandboxError;
@@ -35,7 +36,7 @@ use crate::control::state::{Registration, SandboxState};
 use crate::control::wire;
 use crate::host::watch::HostWatch;
 use crate::plan::{Endpoint, LinkKind, Logging, Network, Ports, Protocol, Reached};
-use crate::sys::scm;
+use crate::sys::{proc, scm};
 
 /// How long the processes of a sandbox may take to end after their sockets are closed, before they are killed.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
@@ -259,6 +260,11 @@ impl<'a> Uplink<'a> {
             return Ok(false);
         }
         let outcome = self.ports.advance(|message, fds| gateway.connection().send(message, fds))?;
+        if let Some(why) = outcome.broken {
+            tracing::error!("the gateway cannot be told of ports and is killed: {why}");
+            // Its end is heard next, and another takes its place. That it has ended already is no failure.
+            let _ = proc::pidfd_send_signal(gateway.pidfd(), Some(Signal::SIGKILL));
+        }
         if outcome.changed {
             self.write_down(record);
         }
