@@ -445,8 +445,8 @@ impl PortKeeper {
         send: &mut impl FnMut(&ToGateway, &[BorrowedFd<'_>]) -> Result<(), WireError>,
     ) -> Result<(), PortFailure> {
         let Some(Job { asker, work, failure, .. }) = self.jobs.pop_front() else { return Ok(()) };
-        // What a new gateway serves is what the old one did, unless it cannot.
-        outcome.changed |= failure.is_none() != (asker == Asker::Again);
+        // What was under way when the old gateway died has changed with it: closed by `begin`, or served now.
+        outcome.changed |= failure.is_none() || asker == Asker::Again;
         if let Work::Publish(numbers) = work {
             for number in numbers {
                 if let Some(held) = self.held.get_mut(&number) {
@@ -718,7 +718,7 @@ mod tests {
         keeper.begin(false);
         let mut gateway = Gateway::default();
         let outcome = gateway.serve(&mut keeper, never).unwrap();
-        assert_eq!(outcome, Outcome::default());
+        assert_eq!(outcome, Outcome { changed: true, ..Outcome::default() });
         assert_eq!((gateway.sockets, hosts(&keeper)), (1, vec![first]));
         assert!(is_free(second) && is_free(third));
     }
@@ -817,6 +817,16 @@ mod tests {
         keeper.follow(BTreeSet::new());
         gateway.serve(&mut keeper, never).unwrap();
         assert_eq!(keeper.published().len(), 1);
+    }
+
+    #[test]
+    fn what_auto_has_found_while_a_gateway_died_is_served_by_the_next_and_told() {
+        let (mut keeper, _) = keeper(&[], Some(Auto::Loopback));
+        keeper.follow(BTreeSet::from([(Protocol::Udp, 7777)]));
+        keeper.advance(|_, _| Ok(())).unwrap();
+        keeper.begin(false);
+        assert!(Gateway::default().serve(&mut keeper, never).unwrap().changed);
+        assert!(keeper.published().iter().all(|p| p.sandbox_port == 7777) && !keeper.published().is_empty());
     }
 
     #[test]
