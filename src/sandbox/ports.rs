@@ -23,8 +23,11 @@
 //!
 //! *`-p auto`*: the agent tells which ports the sandbox listens on; those that came are published under the same
 //! number, those that went are taken back ([`PortKeeper::follow`]). One that cannot have its number is published under
-//! a free one, and the person is told once. A sandbox's listeners are its own choice, so there is a limit:
-//! [`MOST_FOLLOWED`].
+//! a free one, and the person is told once. What is missing is what the sandbox listens on, less what is held, what
+//! somebody took back, and what has just failed; it is looked for whenever the listeners or the jobs have moved
+//! ([`PortKeeper::catch_up`]). A port that comes back before its turn to be taken back stays; later it waits until the
+//! gateway has closed it, for until then its number is taken by ourselves. A sandbox's listeners are its own choice, so
+//! there is a limit: [`MOST_FOLLOWED`].
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::IpAddr;
@@ -68,8 +71,13 @@ pub(super) struct PortKeeper {
     under_way: Option<(u64, usize)>,
     /// Of batches and of what is held.
     numbers: u64,
-    /// What `-p auto` has seen, and whether it has told of its limit.
-    followed: BTreeSet<Inner>,
+    /// What the sandbox listens on, for `-p auto`.
+    listening: BTreeSet<Inner>,
+    /// Of that, what somebody has taken back over the API.
+    declined: BTreeSet<Inner>,
+    /// Of that, what could not be published; it is tried again when something else has changed.
+    failed: BTreeSet<Inner>,
+    /// What of that the person has been told of, and of the limit.
     told: BTreeSet<Inner>,
     told_of_limit: bool,
 }
@@ -80,6 +88,16 @@ struct Held {
     served: bool,
     /// A job will take it back.
     leaving: bool,
+}
+
+impl Held {
+    fn inner(&self) -> Inner {
+        (self.bound.published.protocol, self.bound.published.sandbox_port)
+    }
+
+    fn is_auto(&self) -> bool {
+        self.bound.published.origin == Origin::Auto
+    }
 }
 
 struct Job {
@@ -134,7 +152,9 @@ impl PortKeeper {
             jobs: VecDeque::new(),
             under_way: None,
             numbers: 0,
-            followed: BTreeSet::new(),
+            listening: BTreeSet::new(),
+            declined: BTreeSet::new(),
+            failed: BTreeSet::new(),
             told: BTreeSet::new(),
             told_of_limit: false,
         }
@@ -211,6 +231,8 @@ impl PortKeeper {
     pub(super) fn want_unpublish(&mut self, request: u64, spec: &str) {
         match self.find(spec) {
             Ok(numbers) => {
+                let there = numbers.iter().filter_map(|number| self.held.get(number));
+                self.declined.extend(there.filter(|held| held.is_auto()).map(Held::inner));
                 self.take_back(Asker::Api(request), numbers);
             }
             Err(failure) => self.ask(Asker::Api(request), Work::TakeBack(Vec::new()), Some(failure)),
@@ -256,39 +278,63 @@ impl PortKeeper {
 
     /// The sandbox listens on these ports now.
     pub(super) fn follow(&mut self, listening: BTreeSet<Inner>) {
-        let Some(auto) = self.auto else { return };
-        let inner = |published: &Published| (published.protocol, published.sandbox_port);
-        let is_auto = |published: &Published| published.origin == Origin::Auto;
-        let gone: Vec<u64> = self
-            .held
-            .iter()
-            .filter(|(_, Held { bound: Bound { published, .. }, leaving, .. })| {
-                !leaving && is_auto(published) && !listening.contains(&inner(published))
-            })
-            .map(|(number, _)| *number)
-            .collect();
-        self.followed.retain(|port| listening.contains(port));
+        if self.auto.is_none() {
+            return;
+        }
+        self.declined.retain(|port| listening.contains(port));
+        self.listening = listening;
+        self.keep_returned();
+        let is_gone = |held: &Held| held.is_auto() && !held.leaving && !self.listening.contains(&held.inner());
+        let gone: Vec<u64> = self.held.iter().filter(|(_, held)| is_gone(held)).map(|(number, _)| *number).collect();
         if !gone.is_empty() {
             self.take_back(Asker::Auto, gone);
         }
-        let asked_for: BTreeSet<Inner> =
-            self.held.values().map(|held| &held.bound.published).filter(|p| !is_auto(p)).map(inner).collect();
-        let mut bound = Vec::new();
-        for port in listening {
-            if self.followed.contains(&port) {
-                continue;
-            }
-            if self.followed.len() == MOST_FOLLOWED {
-                if !std::mem::replace(&mut self.told_of_limit, true) {
-                    tracing::warn!("-p auto publishes {MOST_FOLLOWED} ports at most: the sandbox has more");
+        self.failed.clear();
+        self.catch_up();
+    }
+
+    /// What the sandbox listens on again, before it was taken back, stays as it is.
+    fn keep_returned(&mut self) {
+        for job in &mut self.jobs {
+            let (Asker::Auto, Work::TakeBack(numbers)) = (job.asker, &mut job.work) else { continue };
+            numbers.retain(|number| match self.held.get_mut(number) {
+                Some(held) if self.listening.contains(&held.inner()) => {
+                    held.leaving = false;
+                    false
                 }
-                break;
+                _ => true,
+            });
+        }
+    }
+
+    /// Publish what the sandbox listens on and what is not there yet.
+    fn catch_up(&mut self) {
+        let Some(auto) = self.auto else { return };
+        let mut out_of_question: BTreeSet<Inner> = self.held.values().map(Held::inner).collect();
+        out_of_question.extend(self.declined.iter().chain(&self.failed));
+        for job in &self.jobs {
+            if let Work::Close(keys) = &job.work {
+                out_of_question.extend(keys.iter().map(|key| (key.protocol, key.host.port())));
             }
-            self.followed.insert(port);
-            if !asked_for.contains(&port) {
-                match self.bind_followed(auto, port) {
-                    Ok(sockets) => bound.extend(sockets),
-                    Err(failure) => tracing::warn!("-p auto: {failure}"),
+        }
+        let missing: Vec<Inner> = self.listening.difference(&out_of_question).copied().collect();
+        if missing.is_empty() {
+            return;
+        }
+        let followed: BTreeSet<Inner> = self.held.values().filter(|held| held.is_auto()).map(Held::inner).collect();
+        let room = MOST_FOLLOWED.saturating_sub(followed.union(&self.failed).count());
+        if missing.len() > room && !std::mem::replace(&mut self.told_of_limit, true) {
+            tracing::warn!("-p auto publishes {MOST_FOLLOWED} ports at most: the sandbox has more");
+        }
+        let mut bound = Vec::new();
+        for port in missing.into_iter().take(room) {
+            match self.bind_followed(auto, port) {
+                Ok(sockets) => bound.extend(sockets),
+                Err(failure) => {
+                    self.failed.insert(port);
+                    if self.told.insert(port) {
+                        tracing::warn!("-p auto: {failure}");
+                    }
                 }
             }
         }
@@ -359,6 +405,7 @@ impl PortKeeper {
             Work::Publish(numbers) if job.asker == Asker::Again => {
                 let refused = &numbers[job.done..job.done + count];
                 job.done += count;
+                self.failed.extend(refused.iter().filter_map(|number| self.held.get(number)).map(Held::inner));
                 let ports: Vec<String> = close(&mut self.held, refused)
                     .iter()
                     .map(|PublishedKey { protocol, host }| format!("{host}/{protocol}"))
@@ -384,6 +431,9 @@ impl PortKeeper {
         {
             match &job.work {
                 Work::Publish(numbers) if job.failure.is_some() => {
+                    if job.asker == Asker::Auto {
+                        self.failed.extend(numbers.iter().filter_map(|number| self.held.get(number)).map(Held::inner));
+                    }
                     let (served, rest) = numbers.split_at(job.done);
                     close(&mut self.held, rest);
                     (job.work, job.done) = (Work::Close(close(&mut self.held, served)), 0);
@@ -447,12 +497,17 @@ impl PortKeeper {
         let Some(Job { asker, work, failure, .. }) = self.jobs.pop_front() else { return Ok(()) };
         // What was under way when the old gateway died has changed with it: closed by `begin`, or served now.
         outcome.changed |= failure.is_none() || asker == Asker::Again;
-        if let Work::Publish(numbers) = work {
-            for number in numbers {
-                if let Some(held) = self.held.get_mut(&number) {
-                    held.served = true;
+        match work {
+            Work::Publish(numbers) => {
+                for number in numbers {
+                    if let Some(held) = self.held.get_mut(&number) {
+                        held.served = true;
+                    }
                 }
             }
+            // There is room again for what failed.
+            Work::TakeBack(_) | Work::Close(_) if failure.is_none() => self.failed.clear(),
+            Work::TakeBack(_) | Work::Close(_) => {}
         }
         match (asker, failure) {
             (Asker::Start, None) => outcome.started = true,
@@ -466,6 +521,7 @@ impl PortKeeper {
             (Asker::Auto | Asker::Again, Some(failure)) => tracing::warn!("{failure}"),
             (Asker::Auto | Asker::Again, None) => {}
         }
+        self.catch_up();
         Ok(())
     }
 
@@ -829,6 +885,82 @@ mod tests {
         assert!(keeper.published().iter().all(|p| p.sandbox_port == 7777) && !keeper.published().is_empty());
     }
 
+    /// A port that nobody has, of either protocol and family.
+    fn free_port() -> u16 {
+        let found = (20_000..30_000).find(|&port| {
+            TcpListener::bind(("::", port)).is_ok_and(|_| UdpSocket::bind(("::", port)).is_ok())
+                && TcpListener::bind(("127.0.0.1", port)).is_ok()
+        });
+        found.unwrap()
+    }
+
+    #[test]
+    fn what_auto_could_not_publish_is_tried_again_when_something_changes() {
+        let (mut keeper, mut gateway) = keeper(&[], Some(Auto::Loopback));
+        let wanted = BTreeSet::from([(Protocol::Udp, 7777)]);
+        keeper.follow(wanted.clone());
+        gateway.serve(&mut keeper, |message| matches!(message, ToGateway::Publish { .. })).unwrap();
+        assert!(keeper.is_empty());
+        keeper.follow(wanted);
+        gateway.serve(&mut keeper, never).unwrap();
+        assert!(!keeper.is_empty() && keeper.published().iter().all(|p| p.sandbox_port == 7777));
+    }
+
+    #[test]
+    fn auto_publishes_what_a_spec_no_longer_does_and_leaves_what_somebody_took_back() {
+        let (mut keeper, mut gateway) = keeper(&["127.0.0.1::7777"], Some(Auto::Loopback));
+        let wanted = BTreeSet::from([(Protocol::Tcp, 7777)]);
+        keeper.follow(wanted.clone());
+        keeper.want_unpublish(1, "127.0.0.1::7777");
+        gateway.serve(&mut keeper, never).unwrap();
+        let is_followed = |keeper: &PortKeeper| {
+            !keeper.is_empty() && keeper.published().iter().all(|p| (p.sandbox_port, p.origin) == (7777, Origin::Auto))
+        };
+        assert!(is_followed(&keeper));
+        keeper.want_unpublish(2, "auto");
+        gateway.serve(&mut keeper, never).unwrap();
+        keeper.follow(wanted.clone());
+        gateway.serve(&mut keeper, never).unwrap();
+        assert!(keeper.is_empty());
+        // Whoever listens there later is another.
+        keeper.follow(BTreeSet::new());
+        keeper.follow(wanted);
+        gateway.serve(&mut keeper, never).unwrap();
+        assert!(is_followed(&keeper));
+    }
+
+    #[test]
+    fn a_listener_that_returns_at_once_keeps_its_number() {
+        let (mut keeper, mut gateway) = keeper(&[], Some(Auto::Loopback));
+        let port = free_port();
+        let wanted = BTreeSet::from([(Protocol::Tcp, port)]);
+        keeper.follow(wanted.clone());
+        gateway.serve(&mut keeper, never).unwrap();
+        let before = hosts(&keeper);
+        assert!(before.iter().all(|host| host.port() == port));
+        // Before its turn to be taken back.
+        keeper.follow(BTreeSet::new());
+        keeper.follow(wanted.clone());
+        gateway.serve(&mut keeper, never).unwrap();
+        assert_eq!(hosts(&keeper), before);
+        // While the gateway closes it.
+        let theirs: Vec<_> = keeper.held.values().map(|held| held.bound.socket.try_clone().unwrap()).collect();
+        keeper.follow(BTreeSet::new());
+        let mut closing = 0;
+        keeper
+            .advance(|message, _| {
+                let ToGateway::Unpublish { request, .. } = message else { panic!("{message:?}") };
+                closing = *request;
+                Ok(())
+            })
+            .unwrap();
+        keeper.follow(wanted);
+        drop(theirs);
+        keeper.handle_done(closing, None);
+        gateway.serve(&mut keeper, never).unwrap();
+        assert_eq!(hosts(&keeper), before);
+    }
+
     #[test]
     fn auto_takes_a_free_port_for_one_that_is_taken_on_either_address() {
         for taken in ["127.0.0.1:0", "[::1]:0"] {
@@ -848,7 +980,8 @@ mod tests {
         let (mut keeper, mut gateway) = keeper(&[], Some(Auto::Loopback));
         keeper.follow((0..2 * MOST_FOLLOWED as u16).map(|n| (Protocol::Udp, 20_000 + n)).collect());
         gateway.serve(&mut keeper, never).unwrap();
-        assert_eq!(keeper.followed.len(), MOST_FOLLOWED);
+        let followed: BTreeSet<Inner> = keeper.held.values().map(Held::inner).collect();
+        assert_eq!(followed.union(&keeper.failed).count(), MOST_FOLLOWED);
         assert!(keeper.published().len() <= 2 * MOST_FOLLOWED);
     }
 }
