@@ -5,9 +5,11 @@
 //! The gateway binds nothing: it has the supervisor do it. A request becomes a [`FromGateway::WantPublish`] or
 //! [`FromGateway::WantUnpublish`]; the supervisor sends the sockets as it sends those of the command line, then its
 //! answer, and by then they are in the sandbox's [`PortTable`]. One request at a time is with a supervisor, so what
-//! changes in the table meanwhile is what came of it. A request goes on when its client leaves.
+//! changes in the table meanwhile is what came of it, `-p auto` apart ([`Asked`]).
 //!
-//! [`PATIENCE`] is how long a request may take, its turn included; [`MAX_ASKING`] may wait at once.
+//! [`PATIENCE`] is how long a client waits for an answer, its turn included; [`MAX_ASKING`] may wait at once. A request
+//! whose turn has not come by then is dropped. One that the supervisor has keeps its turn until it is answered or the
+//! sandbox ends, whether or not its client still waits: what comes of it late is not the next one's.
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,13 +25,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::{ApiError, ApiState, Parts, id, parameters};
 use crate::control::messages::FromGateway;
-use crate::plan::{Origin, PortFailure, ProxyVersion, Published, PublishedKey};
+use crate::plan::{Origin, PortFailure, ProxyVersion, PublishSpec, Published, PublishedKey};
 
-/// How long a request may take.
+/// How long a client waits for an answer.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 /// Requests that may wait for a supervisor at once.
 pub const MAX_ASKING: usize = 16;
@@ -87,23 +89,28 @@ impl PortTable {
 pub struct Supervisor {
     said: mpsc::Sender<FromGateway>,
     turn: Arc<tokio::sync::Mutex<()>>,
+    /// [`PATIENCE`], but for tests.
+    pub(super) patience: Duration,
 }
 
 impl Supervisor {
     /// What is put into `said` is sent to it.
     pub fn new(said: mpsc::Sender<FromGateway>) -> Supervisor {
-        Supervisor { said, turn: Arc::default() }
+        Supervisor { said, turn: Arc::default(), patience: PATIENCE }
     }
 }
 
 /// What a supervisor was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Wish {
     Publish,
-    Unpublish,
+    /// By this spec.
+    Unpublish(String),
 }
 
 /// A request that a supervisor has.
+///
+/// Meanwhile `-p auto` publishes and takes back on its own: such ports count only where the request names them.
 #[derive(Debug)]
 pub struct Asked {
     request: u64,
@@ -116,14 +123,16 @@ pub struct Asked {
 impl Asked {
     /// A port was added to the sandbox's table.
     pub fn handle_added(&mut self, port: &Published) {
-        if self.wish == Wish::Publish && port.origin == Origin::Api && !self.reply.is_closed() {
+        if matches!(self.wish, Wish::Publish) && port.origin == Origin::Api {
             self.changed.push(port.clone());
         }
     }
 
     /// A port was taken out of the sandbox's table.
     pub fn handle_removed(&mut self, port: &Published) {
-        if self.wish == Wish::Unpublish && !self.reply.is_closed() {
+        if let Wish::Unpublish(spec) = &self.wish
+            && (port.origin != Origin::Auto || is_named(port, spec))
+        {
             self.changed.push(port.clone());
         }
     }
@@ -138,6 +147,18 @@ impl Asked {
         // Whoever asked may have stopped waiting.
         let _ = self.reply.send(failure.map_or(Ok(self.changed), Err));
     }
+}
+
+/// Does a spec mean this port that `-p auto` has published: by what it goes under, or by its place on the host?
+fn is_named(port: &Published, text: &str) -> bool {
+    let ip = port.host.ip();
+    port.spec == text
+        || PublishSpec::parse(text).is_ok_and(|spec| {
+            let is_there = |at: std::net::IpAddr| at == ip || port.dual_stack && at.is_unspecified();
+            spec.protocol == port.protocol
+                && spec.host.is_some_and(|host| (host.first..=host.last).contains(&port.host.port()))
+                && spec.address.is_none_or(is_there)
+        })
 }
 
 #[derive(Serialize)]
@@ -182,7 +203,8 @@ pub(super) async fn unpublish(
         ApiError::new(StatusCode::BAD_REQUEST, "missing_parameter", message)
     })?;
     let spec = checked_spec(spec)?;
-    let ports = ask(state, id, Wish::Unpublish, move |request| FromGateway::WantUnpublish { request, spec }).await?;
+    let wish = Wish::Unpublish(spec.clone());
+    let ports = ask(state, id, wish, move |request| FromGateway::WantUnpublish { request, spec }).await?;
     Ok(axum::Json(PortList { ports }).into_response())
 }
 
@@ -251,29 +273,42 @@ async fn ask(
     };
     // A task of its own: what the supervisor was asked for happens even if the client leaves, and nobody else's turn
     // may come before that.
+    let supervisor = state.with_sandbox(&id, |sandbox| sandbox.supervisor.clone())?;
+    let deadline = Instant::now() + supervisor.patience;
     let asking = tokio::spawn(async move {
         let _place = place;
-        timeout(PATIENCE, converse(&state, &id, wish, want)).await.unwrap_or_else(|_| {
-            let message = format!("the supervisor did not answer within {} seconds", PATIENCE.as_secs());
-            Err(ApiError::new(StatusCode::GATEWAY_TIMEOUT, "no_answer", message))
-        })
+        converse(&state, &id, &supervisor, deadline, wish, want).await
     });
-    asking.await.unwrap_or_else(|_| Err(gone()))
+    match timeout_at(deadline, asking).await {
+        Ok(answer) => answer.unwrap_or_else(|_| Err(gone())),
+        Err(_) => Err(late()),
+    }
 }
 
+/// The request gets its turn before the deadline or is dropped; then it takes as long as it takes.
 async fn converse(
     state: &ApiState,
     id: &str,
+    supervisor: &Supervisor,
+    deadline: Instant,
     wish: Wish,
     want: impl FnOnce(u64) -> FromGateway,
 ) -> Result<Vec<Published>, ApiError> {
-    let supervisor = state.with_sandbox(id, |sandbox| sandbox.supervisor.clone())?;
-    let _turn = supervisor.turn.lock().await;
+    let _turn = timeout_at(deadline, supervisor.turn.lock()).await.map_err(|_| late())?;
+    let said = timeout_at(deadline, supervisor.said.reserve()).await.map_err(|_| late())?.map_err(|_| gone())?;
     let request = state.next_request();
     let (reply, answer) = oneshot::channel();
     state.with_sandbox(id, |sandbox| sandbox.asked = Some(Asked { request, wish, changed: Vec::new(), reply }))?;
-    supervisor.said.send(want(request)).await.map_err(|_| gone())?;
+    said.send(want(request));
+    // Where the sandbox ends, so does the other end of this.
     answer.await.map_err(|_| gone())?.map_err(ApiError::from)
+}
+
+fn late() -> ApiError {
+    let seconds = PATIENCE.as_secs();
+    let message =
+        format!("the supervisor did not answer within {seconds} seconds; it may do later what it was asked for");
+    ApiError::new(StatusCode::GATEWAY_TIMEOUT, "no_answer", message)
 }
 
 fn gone() -> ApiError {

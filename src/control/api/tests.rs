@@ -579,6 +579,66 @@ async fn requests_that_wait_for_a_supervisor_are_bounded_and_leave_when_it_is_to
     assert!(matches!(bench.said.recv().await, Some(FromGateway::WantPublish { request: 2, .. })));
 }
 
+#[tokio::test]
+async fn what_comes_of_a_request_too_late_is_not_the_next_ones() {
+    let mut bench = Bench::new("late", Limits::default());
+    let patience = |bench: &Bench, patience| {
+        bench.state.shown().sandbox(ID).unwrap().supervisor.patience = patience;
+    };
+    let (first, second) = (port("127.0.0.1:8080", "8080:80"), port("127.0.0.1:8081", "8081:80"));
+    let post = "POST /v1/sandboxes/web/ports";
+    // The supervisor gets this one, and one that would come after it does not get its turn.
+    patience(&bench, Duration::from_millis(50));
+    for _ in 0..2 {
+        assert_eq!(code(&bench.send(post, r#"{"spec":"8080:80"}"#).await), (504, "no_answer"));
+    }
+    patience(&bench, PATIENCE);
+    let request: &str = with_body(post, "application/json", r#"{"spec":"8081:80"}"#).leak();
+    let answer = tokio::spawn(response(bench.connect(), request));
+    assert!(matches!(bench.said.recv().await, Some(FromGateway::WantPublish { request: 1, .. })));
+    assert!(timeout(Duration::from_millis(50), bench.said.recv()).await.is_err());
+    // It wakes.
+    bench.state.handle_published(ID, vec![first.clone()]);
+    bench.state.handle_answer(ID, 1, None);
+    match timeout(PATIENCE, bench.said.recv()).await.unwrap().unwrap() {
+        FromGateway::WantPublish { request, spec, .. } => {
+            assert_eq!(spec, "8081:80");
+            bench.state.handle_published(ID, vec![second.clone()]);
+            bench.state.handle_answer(ID, request, None);
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(answer.await.unwrap(), (201, json!({"ports": [second]})));
+    // A request without an answer ends with its sandbox, and leaves its place to others.
+    let request: &str = with_body(post, "application/json", r#"{"spec":"8082:80"}"#).leak();
+    let answer = tokio::spawn(response(bench.connect(), request));
+    assert!(timeout(PATIENCE, bench.said.recv()).await.unwrap().is_some());
+    bench.state.handle_ended(ID);
+    assert_eq!(code(&answer.await.unwrap()), (503, "sandbox_ended"));
+    assert_eq!(bench.state.asking.available_permits(), ports::MAX_ASKING);
+}
+
+#[tokio::test]
+async fn what_the_sandbox_no_longer_listens_at_is_taken_back_on_nobodys_request() {
+    let mut bench = Bench::new("own", Limits::default());
+    let state = Arc::clone(&bench.state);
+    let asked = port("127.0.0.1:8080", "8080:80");
+    let own = |host| Published { origin: Origin::Auto, ..port(host, "auto") };
+    let (leaves, named) = (own("127.0.0.1:9000"), own("127.0.0.1:9001"));
+    for (spec, taken_back) in [("8080:80", &asked), ("127.0.0.1:9001:80", &named), ("9001:80", &named)] {
+        state.handle_published(ID, vec![asked.clone(), leaves.clone(), named.clone()]);
+        let request: &str =
+            format!("DELETE /v1/sandboxes/web/ports?spec={spec} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                .leak();
+        let answer = tokio::spawn(response(bench.connect(), request));
+        let said = timeout(PATIENCE, bench.said.recv()).await.unwrap();
+        let Some(FromGateway::WantUnpublish { request, .. }) = said else { panic!("{said:?}") };
+        state.handle_unpublished(ID, &[leaves.key(), taken_back.key()]);
+        state.handle_answer(ID, request, None);
+        assert_eq!(answer.await.unwrap(), (200, json!({"ports": [taken_back]})), "{spec}");
+    }
+}
+
 /// Every word that a program may meet is on the page: taken from the sources, so that none is forgotten.
 #[test]
 fn the_manual_page_has_every_path_code_event_and_metric() {
