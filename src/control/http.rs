@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use super::state::{StateDir, StateError};
 use crate::plan::{ProxyVersion, Published};
 
-/// Nobody waits longer than this for an answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Nobody waits longer than this for an answer: for the gateway's own word that the supervisor does not answer.
+const PATIENCE: Duration = Duration::from_secs(12);
 /// An answer is no longer than this, in bytes: every port of both protocols, published one by one, is half of it.
 const LONGEST_ANSWER: usize = 64 << 20;
 
@@ -183,6 +183,11 @@ mod tests {
         let error = understood::<PortsAnswer>(&whole).unwrap_err();
         assert_eq!(error.to_string(), "nginx has it");
         assert!(matches!(error, AskError::Refused { code, .. } if code == "taken"));
+    }
+
+    #[test]
+    fn a_gateway_that_waits_in_vain_can_say_so() {
+        assert!(PATIENCE >= crate::control::api::ports::PATIENCE + Duration::from_secs(2));
     }
 
     #[test]
