@@ -281,6 +281,9 @@ impl PortKeeper {
         if self.auto.is_none() {
             return;
         }
+        // A client would come to what --reach opened there, and from there back.
+        let leads_back = |inner: &Inner| self.reach.iter().any(|r| (r.protocol, r.sandbox_port) == *inner);
+        let listening: BTreeSet<Inner> = listening.into_iter().filter(|inner| !leads_back(inner)).collect();
         self.declined.retain(|port| listening.contains(port));
         self.listening = listening;
         self.keep_returned();
