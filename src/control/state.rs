@@ -216,6 +216,18 @@ impl StateDir {
         Ok(all)
     }
 
+    /// The living sandboxes that can be seen at once: none where somebody holds the directory's lock.
+    pub fn glance(&self) -> Vec<SandboxState> {
+        let mut found = Vec::new();
+        for base in self.existing_bases() {
+            let Ok(lock) = open_lock(&base.join("lock")) else { continue };
+            if lock.try_lock().is_ok() {
+                found.extend(read_base(&base).unwrap_or_default());
+            }
+        }
+        found
+    }
+
     /// The living sandbox with this name, this id, or the only one whose id begins so.
     pub fn find(&self, name_or_id: &str) -> Result<SandboxState> {
         let mut all = self.list()?;
@@ -289,21 +301,7 @@ impl StateDir {
                 Some(_) => lock_base(&base).ok(),
                 None => Some(lock_base(&base)?),
             };
-            let sandboxes = base.join("sandboxes");
-            let entries = match fs::read_dir(&sandboxes) {
-                Ok(entries) => entries,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(failed("read", sandboxes)(error)),
-            };
-            for entry in entries.flatten() {
-                let path = entry.path();
-                if is_alive(&path) {
-                    // A living one without a readable state is ending right now, or its disk is full.
-                    found.extend(read_state(&path));
-                } else {
-                    remove_entry(&path);
-                }
-            }
+            found.extend(read_base(&base)?);
         }
         Ok(found)
     }
@@ -439,6 +437,27 @@ fn lock_base(base: &Path) -> Result<File> {
     let file = open_lock(&path).map_err(failed("open", &path))?;
     file.lock().map_err(failed("lock", path))?;
     Ok(file)
+}
+
+/// The living sandboxes of one root, whose lock the caller holds. Leftovers are removed.
+fn read_base(base: &Path) -> Result<Vec<SandboxState>> {
+    let sandboxes = base.join("sandboxes");
+    let entries = match fs::read_dir(&sandboxes) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed("read", sandboxes)(error)),
+    };
+    let mut found = Vec::new();
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if is_alive(&path) {
+            // A living one without a readable state is ending right now, or its disk is full.
+            found.extend(read_state(&path));
+        } else {
+            remove_entry(&path);
+        }
+    }
+    Ok(found)
 }
 
 fn open_lock(path: &Path) -> io::Result<File> {
@@ -579,6 +598,18 @@ mod tests {
         });
         assert_eq!(won.len(), 1);
         assert_eq!(dir.list().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_glance_does_not_wait_for_whoever_has_the_lock() {
+        let scratch = Scratch::new();
+        let dir = scratch.dir();
+        let _web = dir.register("0123456789ab", "web").unwrap();
+        let lock = lock_base(&scratch.0.join("run/tapline/42")).unwrap();
+        assert_eq!(dir.glance(), []);
+        drop(lock);
+        assert_eq!(dir.glance(), dir.list().unwrap());
+        assert_eq!(dir.glance().len(), 1);
     }
 
     #[test]

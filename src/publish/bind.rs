@@ -15,7 +15,8 @@
 //! as quick; then another free one is asked for.
 //!
 //! What a failure means to a person is told here as well ([`PortFailure`]), because only here is known what was
-//! tried: who has the port ([`holder`]), from where on ports are free for everybody, which addresses there are.
+//! tried: who has the port ([`holder`]), from where on ports are free for everybody, which addresses there are. To find
+//! that out takes a while, so it is done for what a person is told, and not before ([`Refusal::explain`]).
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -47,6 +48,10 @@ pub struct Bound {
 /// # Errors
 /// What was tried, why it failed, what to do.
 pub fn bind(spec: &PublishSpec, sandbox: &str, from: &[IpNet], origin: Origin) -> Result<Vec<Bound>, PortFailure> {
+    attempt(spec, sandbox, from, origin).map_err(|refusal| refusal.explain(true))
+}
+
+fn attempt(spec: &PublishSpec, sandbox: &str, from: &[IpNet], origin: Origin) -> Result<Vec<Bound>, Refusal> {
     let place = Place::of(spec.address, spec.protocol);
     let sandbox_ports = spec.sandbox.ports();
     let bound = |sandbox_port: u16, (socket, port): (Socket, u16)| Bound {
@@ -63,7 +68,7 @@ pub fn bind(spec: &PublishSpec, sandbox: &str, from: &[IpNet], origin: Origin) -
         },
         socket: socket.into(),
     };
-    let failure = |port: Option<u16>| move |error: io::Error| place.failure(spec, port, &error);
+    let failure = |port: Option<u16>| move |error: io::Error| Refusal { place, spec: spec.clone(), port, error };
     match spec.host {
         None => sandbox_ports.map(|inside| Ok(bound(inside, place.listen_free().map_err(failure(None))?))).collect(),
         Some(host) if host.count() == spec.sandbox.count() => sandbox_ports
@@ -71,9 +76,38 @@ pub fn bind(spec: &PublishSpec, sandbox: &str, from: &[IpNet], origin: Origin) -
             .map(|(inside, port)| Ok(bound(inside, place.listen(port).map_err(failure(Some(port)))?)))
             .collect(),
         Some(host) => {
-            let socket = place.listen_in(host).map_err(|(port, error)| place.failure(spec, Some(port), &error))?;
+            let socket = place.listen_in(host).map_err(|(port, error)| failure(Some(port))(error))?;
             Ok(vec![bound(spec.sandbox.first, socket)])
         }
+    }
+}
+
+/// What could not be bound, and the kernel's answer.
+#[derive(Debug)]
+pub struct Refusal {
+    place: Place,
+    spec: PublishSpec,
+    /// `None`: any free one.
+    port: Option<u16>,
+    error: io::Error,
+}
+
+impl Refusal {
+    /// What it means to a person. Who has the port is looked for only with `names_holder`: that takes long.
+    pub fn explain(&self, names_holder: bool) -> PortFailure {
+        self.place.failure(&self.spec, self.port, &self.error, names_holder)
+    }
+
+    fn is_taken(&self) -> bool {
+        self.port.is_some() && self.error.raw_os_error() == Some(libc::EADDRINUSE)
+    }
+
+    fn is_privileged(&self) -> bool {
+        is_privileged(self.port, &self.error)
+    }
+
+    fn is_for_want_of_the_address(&self) -> bool {
+        matches!(self.error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT))
     }
 }
 
@@ -83,7 +117,7 @@ pub struct Near {
     /// The sockets, all at one port of the host.
     pub bound: Vec<Bound>,
     /// Why it is not the sandbox's own number; for the person to be told once.
-    pub taken: Option<PortFailure>,
+    pub taken: Option<Refusal>,
 }
 
 /// For `-p auto`: the sandbox's port under the same number of the host, on the addresses that `auto` means; when
@@ -97,22 +131,22 @@ pub fn bind_or_near(
     sandbox_port: u16,
     sandbox: &str,
     from: &[IpNet],
-) -> Result<Near, PortFailure> {
+) -> Result<Near, Refusal> {
     let one = PortRange { first: sandbox_port, last: sandbox_port };
     let (word, addresses): (_, &[Option<IpAddr>]) = match auto {
         Auto::All => ("auto:all", &[None]),
         Auto::Loopback => ("auto", &[Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), Some(IpAddr::V6(Ipv6Addr::LOCALHOST))]),
     };
-    let at = |port: Option<u16>| -> Result<Vec<Bound>, PortFailure> {
+    let at = |port: Option<u16>| -> Result<Vec<Bound>, Refusal> {
         let mut host = port.map(|port| PortRange { first: port, last: port });
         let mut all: Vec<Bound> = Vec::new();
         for &address in addresses {
             let spec = PublishSpec { text: word.into(), address, host, sandbox: one, protocol, proxy: None };
-            match bind(&spec, sandbox, from, Origin::Auto) {
+            match attempt(&spec, sandbox, from, Origin::Auto) {
                 Ok(bound) => all.extend(bound),
                 // A host without IPv6 has no ::1, which is no reason to publish nothing.
-                Err(failure) if failure.code == NO_SUCH_ADDRESS && !all.is_empty() => {}
-                Err(failure) => return Err(failure),
+                Err(refusal) if refusal.is_for_want_of_the_address() && !all.is_empty() => {}
+                Err(refusal) => return Err(refusal),
             }
             // The second address gets the number that the first one has.
             host =
@@ -122,23 +156,19 @@ pub fn bind_or_near(
     };
     let taken = match at(Some(sandbox_port)) {
         Ok(bound) => return Ok(Near { bound, taken: None }),
-        Err(failure) if [TAKEN, PRIVILEGED].contains(&failure.code.as_str()) => failure,
-        Err(failure) => return Err(failure),
+        Err(refusal) if refusal.is_taken() || refusal.is_privileged() => refusal,
+        Err(refusal) => return Err(refusal),
     };
     // What is free on one address need not be so on the other.
     let mut result = at(None);
     for _ in 1..TRIES {
         match &result {
-            Err(failure) if failure.code == TAKEN => result = at(None),
+            Err(refusal) if refusal.is_taken() => result = at(None),
             _ => break,
         }
     }
     Ok(Near { bound: result?, taken: Some(taken) })
 }
-
-const TAKEN: &str = "taken";
-const PRIVILEGED: &str = "privileged";
-const NO_SUCH_ADDRESS: &str = "no_such_address";
 
 /// Where sockets are bound.
 #[derive(Clone, Copy, Debug)]
@@ -213,11 +243,11 @@ impl Place {
     }
 
     /// What a failure at a port (`None`: at any free one) means to a person.
-    fn failure(self, spec: &PublishSpec, port: Option<u16>, error: &io::Error) -> PortFailure {
+    fn failure(self, spec: &PublishSpec, port: Option<u16>, error: &io::Error, names_holder: bool) -> PortFailure {
         let what = format!("'{}' cannot be published", spec.text);
         let fail = |code: &str, why: String| PortFailure::new(code, format!("{what}: {why}"));
         match (error.raw_os_error(), port) {
-            (Some(libc::EADDRINUSE), Some(port)) => fail(TAKEN, self.taken(spec, port)),
+            (Some(libc::EADDRINUSE), Some(port)) => fail("taken", self.taken(spec, port, names_holder)),
             (Some(libc::EADDRINUSE), None) => fail(
                 "exhausted",
                 format!(
@@ -225,10 +255,8 @@ impl Place {
                     self.protocol
                 ),
             ),
-            (Some(libc::EACCES | libc::EPERM), Some(port)) if port < unprivileged_from() => {
-                fail(PRIVILEGED, privileged(spec, port))
-            }
-            (Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT), _) => fail(NO_SUCH_ADDRESS, self.no_such_address()),
+            (_, Some(port)) if is_privileged(Some(port), error) => fail("privileged", privileged(spec, port)),
+            (Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT), _) => fail("no_such_address", self.no_such_address()),
             (Some(libc::EMFILE), _) => {
                 let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or_default();
                 let needed = spec.sandbox.count();
@@ -257,9 +285,9 @@ impl Place {
         }
     }
 
-    fn taken(self, spec: &PublishSpec, port: u16) -> String {
+    fn taken(self, spec: &PublishSpec, port: u16, names_holder: bool) -> String {
         let is_picked = spec.host.is_some_and(|host| host.count() != spec.sandbox.count());
-        let who = holder::of(self.protocol, SocketAddr::new(self.address, port));
+        let who = names_holder.then(|| holder::of(self.protocol, SocketAddr::new(self.address, port))).flatten();
         let who = who.map_or(" by another program".to_owned(), |who| format!(" by {who}"));
         let (protocol, place) = (self.protocol, self.shown());
         // What it would be with a port that is free.
@@ -291,6 +319,11 @@ impl Place {
             ),
         }
     }
+}
+
+fn is_privileged(port: Option<u16>, error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM))
+        && port.is_some_and(|port| port < unprivileged_from())
 }
 
 fn privileged(spec: &PublishSpec, port: u16) -> String {
@@ -484,7 +517,7 @@ mod tests {
             return;
         }
         let failure =
-            Place::of(None, Protocol::Tcp).failure(&spec, Some(443), &io::Error::from_raw_os_error(libc::EACCES));
+            Place::of(None, Protocol::Tcp).failure(&spec, Some(443), &io::Error::from_raw_os_error(libc::EACCES), true);
         assert_eq!(failure.code, "privileged");
         for part in ["below 1024", "net.ipv4.ip_unprivileged_port_start", "like 8443:80"] {
             assert!(failure.message.contains(part), "{part}: {failure}");
@@ -496,7 +529,8 @@ mod tests {
     #[test]
     fn too_few_descriptors_are_told_with_the_limit() {
         let spec = PublishSpec::parse("1-60000").unwrap();
-        let failure = Place::of(None, Protocol::Tcp).failure(&spec, None, &io::Error::from_raw_os_error(libc::EMFILE));
+        let failure =
+            Place::of(None, Protocol::Tcp).failure(&spec, None, &io::Error::from_raw_os_error(libc::EMFILE), true);
         assert_eq!(failure.code, "exhausted");
         assert!(
             failure.message.contains("takes 60000 descriptors") && failure.message.contains("ulimit -n"),
@@ -508,8 +542,13 @@ mod tests {
     fn what_follows_the_sandbox_has_its_number_or_a_free_one() {
         let free = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port = free.local_addr().unwrap().port();
+        let before = holder::LOOKS.get();
         let near = bind_or_near(Auto::Loopback, Protocol::Tcp, port, "0123456789ab", &[]).unwrap();
+        assert_eq!(holder::LOOKS.get(), before, "nobody has asked");
         let taken = near.taken.unwrap();
+        assert!(taken.explain(false).message.contains(&format!("tcp port {port} of 127.0.0.1 is taken by another")));
+        assert_eq!(holder::LOOKS.get(), before);
+        let taken = taken.explain(true);
         assert!(taken.message.contains(&format!("tcp port {port} of 127.0.0.1 is taken by")), "{taken}");
         let ports: BTreeSet<u16> = near.bound.iter().map(|one| one.published.host.port()).collect();
         assert!(ports.len() == 1 && !ports.contains(&port));

@@ -47,6 +47,11 @@ use crate::sys::scm::{MAX_FDS, ScmError};
 /// Most ports that `-p auto` publishes for one sandbox.
 pub(super) const MOST_FOLLOWED: usize = 1024;
 
+/// For how many of its ports at a time `-p auto` looks who is in the way, and how many may fail: either can take
+/// milliseconds, which all else waits for.
+const MOST_LOOKS: u32 = 4;
+const MOST_FAILURES: u32 = 8;
+
 /// Room in a message for what is around its list, in bytes.
 const ENVELOPE: usize = 256;
 
@@ -325,18 +330,35 @@ impl PortKeeper {
             return;
         }
         let followed: BTreeSet<Inner> = self.held.values().filter(|held| held.is_auto()).map(Held::inner).collect();
+        raise_limit();
         let room = MOST_FOLLOWED.saturating_sub(followed.union(&self.failed).count());
         if missing.len() > room && !std::mem::replace(&mut self.told_of_limit, true) {
             tracing::warn!("-p auto publishes {MOST_FOLLOWED} ports at most: the sandbox has more");
         }
+        let (mut looks, mut failures) = (MOST_LOOKS, 0);
         let mut bound = Vec::new();
         for port in missing.into_iter().take(room) {
-            match self.bind_followed(auto, port) {
-                Ok(sockets) => bound.extend(sockets),
-                Err(failure) => {
+            match bind_or_near(auto, port.0, port.1, &self.sandbox, &self.from) {
+                Ok(Near { bound: sockets, taken }) => {
+                    if let (Some(refusal), Some(first)) = (taken, sockets.first())
+                        && self.told.insert(port)
+                    {
+                        let why = refusal.explain(looks > 0);
+                        looks = looks.saturating_sub(1);
+                        let number = first.published.host.port();
+                        tracing::warn!("{why}; -p auto has published {}/{} at port {number} instead", port.1, port.0);
+                    }
+                    bound.extend(sockets);
+                }
+                Err(refusal) => {
                     self.failed.insert(port);
                     if self.told.insert(port) {
-                        tracing::warn!("-p auto: {failure}");
+                        tracing::warn!("-p auto: {}", refusal.explain(looks > 0));
+                        looks = looks.saturating_sub(1);
+                    }
+                    failures += 1;
+                    if failures == MOST_FAILURES {
+                        break;
                     }
                 }
             }
@@ -345,19 +367,6 @@ impl PortKeeper {
             let numbers = self.hold(bound);
             self.ask(Asker::Auto, Work::Publish(numbers), None);
         }
-    }
-
-    /// Sockets for a port of the sandbox: under its own number, or else a free one.
-    fn bind_followed(&mut self, auto: Auto, port: Inner) -> Result<Vec<Bound>, PortFailure> {
-        raise_limit();
-        let Near { bound, taken } = bind_or_near(auto, port.0, port.1, &self.sandbox, &self.from)?;
-        if let (Some(why), Some(first)) = (taken, bound.first())
-            && self.told.insert(port)
-        {
-            let number = first.published.host.port();
-            tracing::warn!("{why}; -p auto has published {}/{} at port {number} instead", port.1, port.0);
-        }
-        Ok(bound)
     }
 
     fn hold(&mut self, bound: Vec<Bound>) -> Vec<u64> {
@@ -597,6 +606,7 @@ fn raise_limit() {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::publish::holder::LOOKS;
     use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 
     /// A gateway: what it was sent, and copies of the sockets it serves.
@@ -976,6 +986,24 @@ mod tests {
             assert_eq!((v4.sandbox_port, v4.host.port()), (port, v6.host.port()));
             assert_ne!(v4.host.port(), port);
         }
+    }
+
+    #[test]
+    fn a_sandbox_that_listens_on_taken_ports_has_the_host_searched_for_a_few_only() {
+        let taken: Vec<TcpListener> = (0..50).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let ports = taken.iter().map(|taken| (Protocol::Tcp, taken.local_addr().unwrap().port()));
+        let (mut keeper, mut gateway) = keeper(&[], Some(Auto::Loopback));
+        let before = LOOKS.get();
+        keeper.follow(ports.clone().collect());
+        gateway.serve(&mut keeper, never).unwrap();
+        assert_eq!(LOOKS.get() - before, MOST_LOOKS);
+        let published: BTreeSet<u16> = keeper.published().iter().map(|published| published.sandbox_port).collect();
+        assert_eq!(published.len(), 50);
+        // Nobody is told twice.
+        keeper.follow(BTreeSet::new());
+        gateway.serve(&mut keeper, never).unwrap();
+        keeper.follow(ports.collect());
+        assert_eq!(LOOKS.get() - before, MOST_LOOKS);
     }
 
     #[test]
