@@ -1,0 +1,404 @@
+use super::*;
+use crate::publish::holder::LOOKS;
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+
+/// A gateway: what it was sent, and copies of the sockets it serves.
+#[derive(Default)]
+struct Gateway {
+    heard: Vec<ToGateway>,
+    sockets: usize,
+}
+
+/// What a send says when the kernel has no memory for it.
+fn no_room() -> WireError {
+    WireError::Connection(ScmError::Send(io::Error::from_raw_os_error(libc::ENOBUFS)))
+}
+
+impl Gateway {
+    fn take(&mut self, message: &ToGateway, fds: &[BorrowedFd<'_>]) {
+        if let ToGateway::Publish { ports, .. } = message {
+            assert_eq!(ports.len(), fds.len());
+            assert!(fds.len() <= MAX_FDS && serde_json::to_vec(message).unwrap().len() <= MAX_MESSAGE);
+        }
+        self.sockets += fds.len();
+        self.heard.push(message.clone());
+    }
+
+    /// Answers everything until there is nothing more to be done; refuses what `refuse` says.
+    fn serve(&mut self, keeper: &mut PortKeeper, refuse: impl Fn(&ToGateway) -> bool) -> Result<Outcome, PortFailure> {
+        let mut all = Outcome::default();
+        loop {
+            let before = self.heard.len();
+            let outcome = keeper.advance(|message, fds| {
+                self.take(message, fds);
+                Ok(())
+            })?;
+            all.started |= outcome.started;
+            all.changed |= outcome.changed;
+            let mut asked = false;
+            for message in &self.heard[before..] {
+                if let ToGateway::Publish { request, .. } | ToGateway::Unpublish { request, .. } = message {
+                    assert!(!std::mem::replace(&mut asked, true), "one at a time");
+                    keeper.handle_done(*request, refuse(message).then(|| "it is full".to_owned()));
+                }
+            }
+            if !asked {
+                return Ok(all);
+            }
+        }
+    }
+
+    fn answer(&self) -> Result<(), String> {
+        match self.heard.last() {
+            Some(ToGateway::Answer { failure: None, .. }) => Ok(()),
+            Some(ToGateway::Answer { failure: Some(failure), .. }) => Err(failure.code.clone()),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn never(_: &ToGateway) -> bool {
+    false
+}
+
+fn keeper(specs: &[&str], auto: Option<Auto>) -> (PortKeeper, Gateway) {
+    let publish = specs.iter().map(|spec| PublishSpec::parse(spec).unwrap()).collect();
+    let ports = Ports { publish, auto, ..Ports::default() };
+    let mut keeper = PortKeeper::new("0123456789ab", "web", &ports);
+    keeper.bind(&ports).unwrap();
+    keeper.begin(true);
+    let mut gateway = Gateway::default();
+    assert!(gateway.serve(&mut keeper, never).unwrap().started);
+    (keeper, gateway)
+}
+
+fn hosts(keeper: &PortKeeper) -> Vec<SocketAddr> {
+    keeper.published().iter().map(|published| published.host).collect()
+}
+
+/// Nobody listens there, and somebody could.
+fn is_free(at: SocketAddr) -> bool {
+    TcpStream::connect(at).is_err() && TcpListener::bind(at).is_ok()
+}
+
+#[test]
+fn a_thousand_ports_are_handed_over_in_batches_and_are_served_at_the_end() {
+    let (keeper, gateway) = keeper(&["127.0.0.1::1001-2000"], None);
+    assert_eq!((gateway.heard.len(), gateway.sockets), (1000_usize.div_ceil(MAX_FDS), 1000));
+    let published = keeper.published();
+    assert_eq!(published.iter().map(|p| p.sandbox_port).collect::<Vec<_>>(), (1001..=2000).collect::<Vec<_>>());
+    assert!(TcpStream::connect(published[999].host).is_ok());
+}
+
+#[test]
+fn batches_are_small_enough_for_a_message() {
+    let from: Vec<IpNet> = (0..200).map(|n| format!("2001:db8:{n:x}::/48").parse().unwrap()).collect();
+    let ports = Ports { publish: vec![PublishSpec::parse("127.0.0.1::1-100").unwrap()], from, ..Ports::default() };
+    let mut keeper = PortKeeper::new("0123456789ab", "web", &ports);
+    keeper.bind(&ports).unwrap();
+    keeper.begin(true);
+    let mut gateway = Gateway::default();
+    assert!(gateway.serve(&mut keeper, never).unwrap().started);
+    assert_eq!(gateway.sockets, 100);
+    assert!(gateway.heard.len() > 2);
+}
+
+#[test]
+fn a_port_is_free_as_soon_as_it_is_taken_back() {
+    let (mut keeper, mut gateway) = keeper(&["127.0.0.1::80", "127.0.0.1::81"], None);
+    let first = hosts(&keeper)[0];
+    keeper.want_unpublish(7, "127.0.0.1::80");
+    assert!(gateway.serve(&mut keeper, never).unwrap().changed);
+    gateway.answer().unwrap();
+    assert!(is_free(first));
+    assert_eq!(hosts(&keeper).len(), 1);
+    keeper.want_unpublish(8, "127.0.0.1::80");
+    gateway.serve(&mut keeper, never).unwrap();
+    assert_eq!(gateway.answer(), Err("not_published".to_owned()));
+    let rest = hosts(&keeper)[0];
+    assert_eq!(keeper.release().len(), 1);
+    assert!(is_free(rest) && keeper.is_empty());
+}
+
+#[test]
+fn what_the_gateway_refuses_is_not_left_half_done() {
+    let (mut keeper, mut gateway) = keeper(&[], None);
+    keeper.want_publish(1, "127.0.0.1::1-100", None, &[]);
+    let bound: Vec<SocketAddr> = keeper.held.values().map(|held| held.bound.published.host).collect();
+    // The first batch is served, the second is not.
+    let second = |message: &ToGateway| matches!(message, ToGateway::Publish { ports, .. } if ports[0].sandbox_port > 1);
+    assert!(!gateway.serve(&mut keeper, second).unwrap().changed);
+    assert_eq!(gateway.answer(), Err("failed".to_owned()));
+    let taken_back = gateway.heard.iter().find_map(|message| match message {
+        ToGateway::Unpublish { ports, .. } => Some(ports.len()),
+        _ => None,
+    });
+    assert_eq!(taken_back, Some(MAX_FDS));
+    assert!(keeper.is_empty() && is_free(bound[0]) && is_free(bound[99]));
+}
+
+#[test]
+fn a_port_of_the_command_line_that_is_refused_ends_the_start() {
+    let ports = Ports { publish: vec![PublishSpec::parse("127.0.0.1::80").unwrap()], ..Ports::default() };
+    let mut keeper = PortKeeper::new("0123456789ab", "web", &ports);
+    keeper.bind(&ports).unwrap();
+    keeper.begin(true);
+    let failure = Gateway::default().serve(&mut keeper, |m| matches!(m, ToGateway::Publish { .. })).unwrap_err();
+    assert_eq!(failure.to_string(), "it is full");
+    assert!(keeper.is_empty());
+}
+
+#[test]
+fn bad_and_taken_ports_are_refused_over_the_api() {
+    let (mut keeper, mut gateway) = keeper(&[], None);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let spec = format!("{}:80", taken.local_addr().unwrap());
+    for (spec, proxy, code) in
+        [("80:", None, "bad_spec"), (&spec, None, "taken"), ("53/udp", Some(ProxyVersion::V1), "bad_spec")]
+    {
+        keeper.want_publish(1, spec, proxy, &[]);
+        gateway.serve(&mut keeper, never).unwrap();
+        assert_eq!(gateway.answer(), Err(code.to_owned()), "{spec}");
+        assert!(keeper.is_empty());
+    }
+}
+
+#[test]
+fn a_new_gateway_gets_everything_but_what_nobody_waits_for_any_more() {
+    let (mut keeper, _) = keeper(&["127.0.0.1::80", "127.0.0.1::81"], None);
+    let [first, second] = hosts(&keeper)[..] else { panic!() };
+    keeper.want_publish(1, "127.0.0.1::82", None, &[]);
+    keeper.want_unpublish(2, "127.0.0.1::81");
+    let third = keeper.held.values().last().unwrap().bound.published.host;
+    // The old one dies with these on their way.
+    keeper.advance(|_, _| Ok(())).unwrap();
+    keeper.begin(false);
+    let mut gateway = Gateway::default();
+    let outcome = gateway.serve(&mut keeper, never).unwrap();
+    assert_eq!(outcome, Outcome { changed: true, ..Outcome::default() });
+    assert_eq!((gateway.sockets, hosts(&keeper)), (1, vec![first]));
+    assert!(is_free(second) && is_free(third));
+}
+
+#[test]
+fn what_a_new_gateway_refuses_is_closed_and_the_rest_is_served() {
+    let (mut keeper, _) = keeper(&["127.0.0.1::1-100"], None);
+    let before = hosts(&keeper);
+    keeper.begin(false);
+    let first = |message: &ToGateway| matches!(message, ToGateway::Publish { ports, .. } if ports[0].sandbox_port == 1);
+    let outcome = Gateway::default().serve(&mut keeper, first).unwrap();
+    assert_eq!(outcome.broken, None);
+    assert_eq!(hosts(&keeper), before[MAX_FDS..]);
+    assert!(is_free(before[0]) && is_free(before[MAX_FDS - 1]));
+    assert!(TcpStream::connect(before[MAX_FDS]).is_ok());
+}
+
+#[test]
+fn a_gateway_that_cannot_be_told_of_ports_is_broken_and_no_port_is_lost() {
+    let (mut keeper, _) = keeper(&["127.0.0.1::1-100"], None);
+    let before = hosts(&keeper);
+    keeper.begin(false);
+    let outcome = keeper.advance(|_, _| Err(no_room())).unwrap();
+    assert!(outcome.broken.unwrap().contains("cannot send"));
+    // It is not asked again, and its death is nothing to be told of.
+    assert_eq!(keeper.advance(|_, _| panic!("it is broken")).unwrap(), Outcome::default());
+    keeper.begin(false);
+    let gone = || WireError::Connection(ScmError::Send(io::ErrorKind::BrokenPipe.into()));
+    assert_eq!(keeper.advance(|_, _| Err(gone())).unwrap().broken, None);
+    keeper.begin(false);
+    Gateway::default().serve(&mut keeper, never).unwrap();
+    assert_eq!(hosts(&keeper), before);
+    assert!(TcpStream::connect(before[99]).is_ok());
+}
+
+#[test]
+fn a_gateway_that_cannot_be_told_to_close_a_port_is_broken() {
+    let (mut keeper, mut gateway) = keeper(&["127.0.0.1::80", "127.0.0.1::81"], None);
+    let [first, second] = hosts(&keeper)[..] else { panic!() };
+    keeper.want_unpublish(1, "127.0.0.1::80");
+    assert!(keeper.advance(|_, _| Err(no_room())).unwrap().broken.is_some());
+    keeper.begin(false);
+    gateway.serve(&mut keeper, never).unwrap();
+    assert_eq!(hosts(&keeper), [second]);
+    assert!(is_free(first));
+    // Nor may an answer be lost.
+    keeper.want_unpublish(2, "127.0.0.1::80");
+    assert!(keeper.advance(|_, _| Err(no_room())).unwrap().broken.is_some());
+}
+
+#[test]
+fn ports_are_taken_back_by_other_words_that_mean_them() {
+    let (mut keeper, mut gateway) = keeper(&["127.0.0.1::80/tcp", "127.0.0.1::90-92", "80"], None);
+    let published = keeper.published();
+    let ninety = &published[1];
+    let wildcard = published[4].host.port();
+    assert_eq!(keeper.find(&format!("{wildcard}:81")).unwrap_err().code, "not_published");
+    assert_eq!(keeper.find(&format!("{wildcard}:80/udp")).unwrap_err().code, "not_published");
+    for (spec, count) in [
+        ("127.0.0.1::80".to_owned(), 4),
+        (format!("{}:90", ninety.host.port()), 3),
+        (format!("127.0.0.1:{}:91", published[2].host.port()), 2),
+        ("127.0.0.1::90-92".to_owned(), 1),
+        (format!("0.0.0.0:{wildcard}:80"), 0),
+    ] {
+        keeper.want_unpublish(1, &spec);
+        gateway.serve(&mut keeper, never).unwrap();
+        assert_eq!(gateway.answer(), Ok(()), "{spec}");
+        assert_eq!(keeper.published().len(), count, "{spec}");
+    }
+}
+
+#[test]
+fn auto_follows_what_the_sandbox_listens_on() {
+    let (mut keeper, mut gateway) = keeper(&["127.0.0.1::7777"], Some(Auto::Loopback));
+    let free = {
+        let both = TcpListener::bind("[::1]:0").unwrap();
+        both.local_addr().unwrap().port()
+    };
+    // One that is published already, and one for each protocol.
+    let all = BTreeSet::from([(Protocol::Tcp, free), (Protocol::Tcp, 7777), (Protocol::Udp, free)]);
+    keeper.follow(all.clone());
+    assert!(gateway.serve(&mut keeper, never).unwrap().changed);
+    let auto = |keeper: &PortKeeper| -> Vec<Published> {
+        keeper.published().into_iter().filter(|published| published.origin == Origin::Auto).collect()
+    };
+    assert_eq!(auto(&keeper).len(), 4, "{:?}", auto(&keeper));
+    assert!(auto(&keeper).iter().all(|p| p.host.port() == free && p.sandbox_port == free && p.spec == "auto"));
+    keeper.follow(all);
+    assert!(!gateway.serve(&mut keeper, never).unwrap().changed);
+    keeper.follow(BTreeSet::from([(Protocol::Tcp, free)]));
+    assert!(gateway.serve(&mut keeper, never).unwrap().changed);
+    assert!(auto(&keeper).iter().all(|p| p.protocol == Protocol::Tcp));
+    assert!(UdpSocket::bind(("127.0.0.1", free)).is_ok());
+    keeper.follow(BTreeSet::new());
+    gateway.serve(&mut keeper, never).unwrap();
+    assert_eq!(keeper.published().len(), 1);
+}
+
+#[test]
+fn what_auto_has_found_while_a_gateway_died_is_served_by_the_next_and_told() {
+    let (mut keeper, _) = keeper(&[], Some(Auto::Loopback));
+    keeper.follow(BTreeSet::from([(Protocol::Udp, 7777)]));
+    keeper.advance(|_, _| Ok(())).unwrap();
+    keeper.begin(false);
+    assert!(Gateway::default().serve(&mut keeper, never).unwrap().changed);
+    assert!(keeper.published().iter().all(|p| p.sandbox_port == 7777) && !keeper.published().is_empty());
+}
+
+/// A port that nobody has, of either protocol and family.
+fn free_port() -> u16 {
+    let found = (20_000..30_000).find(|&port| {
+        TcpListener::bind(("::", port)).is_ok_and(|_| UdpSocket::bind(("::", port)).is_ok())
+            && TcpListener::bind(("127.0.0.1", port)).is_ok()
+    });
+    found.unwrap()
+}
+
+#[test]
+fn what_auto_could_not_publish_is_tried_again_when_something_changes() {
+    let (mut keeper, mut gateway) = keeper(&[], Some(Auto::Loopback));
+    let wanted = BTreeSet::from([(Protocol::Udp, 7777)]);
+    keeper.follow(wanted.clone());
+    gateway.serve(&mut keeper, |message| matches!(message, ToGateway::Publish { .. })).unwrap();
+    assert!(keeper.is_empty());
+    keeper.follow(wanted);
+    gateway.serve(&mut keeper, never).unwrap();
+    assert!(!keeper.is_empty() && keeper.published().iter().all(|p| p.sandbox_port == 7777));
+}
+
+#[test]
+fn auto_publishes_what_a_spec_no_longer_does_and_leaves_what_somebody_took_back() {
+    let (mut keeper, mut gateway) = keeper(&["127.0.0.1::7777"], Some(Auto::Loopback));
+    let wanted = BTreeSet::from([(Protocol::Tcp, 7777)]);
+    keeper.follow(wanted.clone());
+    keeper.want_unpublish(1, "127.0.0.1::7777");
+    gateway.serve(&mut keeper, never).unwrap();
+    let is_followed = |keeper: &PortKeeper| {
+        !keeper.is_empty() && keeper.published().iter().all(|p| (p.sandbox_port, p.origin) == (7777, Origin::Auto))
+    };
+    assert!(is_followed(&keeper));
+    keeper.want_unpublish(2, "auto");
+    gateway.serve(&mut keeper, never).unwrap();
+    keeper.follow(wanted.clone());
+    gateway.serve(&mut keeper, never).unwrap();
+    assert!(keeper.is_empty());
+    // Whoever listens there later is another.
+    keeper.follow(BTreeSet::new());
+    keeper.follow(wanted);
+    gateway.serve(&mut keeper, never).unwrap();
+    assert!(is_followed(&keeper));
+}
+
+#[test]
+fn a_listener_that_returns_at_once_keeps_its_number() {
+    let (mut keeper, mut gateway) = keeper(&[], Some(Auto::Loopback));
+    let port = free_port();
+    let wanted = BTreeSet::from([(Protocol::Tcp, port)]);
+    keeper.follow(wanted.clone());
+    gateway.serve(&mut keeper, never).unwrap();
+    let before = hosts(&keeper);
+    assert!(before.iter().all(|host| host.port() == port));
+    // Before its turn to be taken back.
+    keeper.follow(BTreeSet::new());
+    keeper.follow(wanted.clone());
+    gateway.serve(&mut keeper, never).unwrap();
+    assert_eq!(hosts(&keeper), before);
+    // While the gateway closes it.
+    let theirs: Vec<_> = keeper.held.values().map(|held| held.bound.socket.try_clone().unwrap()).collect();
+    keeper.follow(BTreeSet::new());
+    let mut closing = 0;
+    keeper
+        .advance(|message, _| {
+            let ToGateway::Unpublish { request, .. } = message else { panic!("{message:?}") };
+            closing = *request;
+            Ok(())
+        })
+        .unwrap();
+    keeper.follow(wanted);
+    drop(theirs);
+    keeper.handle_done(closing, None);
+    gateway.serve(&mut keeper, never).unwrap();
+    assert_eq!(hosts(&keeper), before);
+}
+
+#[test]
+fn auto_takes_a_free_port_for_one_that_is_taken_on_either_address() {
+    for taken in ["127.0.0.1:0", "[::1]:0"] {
+        let taken = TcpListener::bind(taken).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let (mut keeper, mut gateway) = keeper(&[], Some(Auto::Loopback));
+        keeper.follow(BTreeSet::from([(Protocol::Tcp, port)]));
+        gateway.serve(&mut keeper, never).unwrap();
+        let [v4, v6] = &keeper.published()[..] else { panic!() };
+        assert_eq!((v4.sandbox_port, v4.host.port()), (port, v6.host.port()));
+        assert_ne!(v4.host.port(), port);
+    }
+}
+
+#[test]
+fn a_sandbox_that_listens_on_taken_ports_has_the_host_searched_for_a_few_only() {
+    let taken: Vec<TcpListener> = (0..50).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let ports = taken.iter().map(|taken| (Protocol::Tcp, taken.local_addr().unwrap().port()));
+    let (mut keeper, mut gateway) = keeper(&[], Some(Auto::Loopback));
+    let before = LOOKS.get();
+    keeper.follow(ports.clone().collect());
+    gateway.serve(&mut keeper, never).unwrap();
+    assert_eq!(LOOKS.get() - before, MOST_LOOKS);
+    let published: BTreeSet<u16> = keeper.published().iter().map(|published| published.sandbox_port).collect();
+    assert_eq!(published.len(), 50);
+    // Nobody is told twice.
+    keeper.follow(BTreeSet::new());
+    gateway.serve(&mut keeper, never).unwrap();
+    keeper.follow(ports.collect());
+    assert_eq!(LOOKS.get() - before, MOST_LOOKS);
+}
+
+#[test]
+fn a_sandbox_that_listens_everywhere_gets_a_limited_number_of_ports() {
+    let (mut keeper, mut gateway) = keeper(&[], Some(Auto::Loopback));
+    keeper.follow((0..2 * MOST_FOLLOWED as u16).map(|n| (Protocol::Udp, 20_000 + n)).collect());
+    gateway.serve(&mut keeper, never).unwrap();
+    let followed: BTreeSet<Inner> = keeper.held.values().map(Held::inner).collect();
+    assert_eq!(followed.union(&keeper.failed).count(), MOST_FOLLOWED);
+    assert!(keeper.published().len() <= 2 * MOST_FOLLOWED);
+}
