@@ -10,8 +10,9 @@
 //! 3. host sockets that became ready: a TCP flow becomes dirty, datagrams are taken in batches;
 //! 4. frames, at most [`FRAME_BUDGET`] a port, each handed to the gateway; then the datagrams among them that waited
 //!    to leave together;
-//! 5. outcomes of connects; then dirty flows are pumped, at most [`PUMP_BUDGET`] of them;
-//! 6. timers that are due.
+//! 5. published ports ([`publish`](crate::publish)): accept, connect, move bytes and datagrams past the stack;
+//! 6. outcomes of connects; then dirty flows are pumped, at most [`PUMP_BUDGET`] of them;
+//! 7. timers that are due.
 //!
 //! Readiness is edge-triggered: whoever stops before its source was empty (ports, datagram sockets) stays on a
 //! list and is visited in the next round without an event. So a busy port, flow or socket cannot starve the
