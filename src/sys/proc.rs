@@ -238,18 +238,11 @@ pub fn go_idle() {
     unsafe { libc::dl_iterate_phdr(Some(forget), std::ptr::null_mut()) };
 }
 
-/// Let this process have as many descriptors as it may: the soft limit becomes the hard one (getrlimit(2)). The soft
-/// limit that was before is for [`restore_descriptor_limit`], because programs that use select(2) want a low one.
-pub fn raise_descriptor_limit() -> io::Result<u64> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-    Ok(soft)
-}
-
-/// The soft limit of descriptors as it was; for whoever is about to become another program.
-pub fn restore_descriptor_limit(soft: u64) -> io::Result<()> {
+/// Allow this process as many descriptors as it may have: the soft limit becomes the hard one (RLIMIT_NOFILE,
+/// setrlimit(2)). Whoever is forked afterwards has it too; programs that use select(2) want a low one.
+pub fn raise_descriptor_limit() -> io::Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    Ok(setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard)?)
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }
 
 /// Signal dispositions as a fresh program expects them, and the given mask: the last thing before an exec. The
