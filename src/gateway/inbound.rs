@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use super::describe::Description;
 use super::flows::{FlowTable, Idle};
+use super::kept::can_be_a_client;
 use super::udp::{MOST_FLOWS, send_to_sandbox};
 use super::{
     Segment,
@@ -157,7 +158,7 @@ impl Inbound {
         let families = [client.is_ipv4(), !client.is_ipv4()];
         let sandbox = |v4| sides(segment, endpoint, v4).map(|(own, _)| SocketAddr::new(own, arrival.sandbox_port));
         if let Some(sandbox) = sandbox(client.is_ipv4())
-            && can_be_kept(segment, client.ip())
+            && can_be_a_client(segment, client.ip())
         {
             let key = (arrival.port, sandbox, client);
             if self.flows.find(&key).is_none() {
@@ -234,25 +235,6 @@ fn sides(segment: &Segment, endpoint: &Endpoint, v4: bool) -> Option<(IpAddr, Ip
         Some((endpoint.v4?.into(), segment.network.v4?.gateway.into()))
     } else {
         Some((endpoint.v6?.into(), segment.network.v6?.gateway.into()))
-    }
-}
-
-/// May this be a client's address inside? Not what somebody else has there, and not what is nobody's.
-fn can_be_kept(segment: &Segment, ip: IpAddr) -> bool {
-    if segment.network.is_gateway(ip) || segment.network.is_dns(ip) {
-        return false;
-    }
-    let mut endpoints = segment.ports.values();
-    match ip {
-        IpAddr::V4(ip) => {
-            let is_edge = |l: crate::plan::Ipv4Layout| ip == l.subnet.network() || ip == l.subnet.broadcast();
-            let special = ip.octets()[0] == 0 || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast();
-            !special && !segment.network.v4.is_some_and(is_edge) && !endpoints.any(|e| e.v4 == Some(ip))
-        }
-        IpAddr::V6(ip) => {
-            let special = ip.is_unspecified() || ip.is_loopback() || ip.is_multicast();
-            !special && !endpoints.any(|e| e.v6 == Some(ip) || e.mac.link_local() == ip)
-        }
     }
 }
 

@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 
+use super::Segment;
 use super::link::PortId;
 use crate::plan::Network;
 
@@ -64,6 +65,26 @@ fn is_on_link(network: &Network, address: IpAddr) -> bool {
         IpAddr::V6(ip) => network.v6.is_some_and(|l| ip.is_unicast_link_local() || l.subnet.contains(&ip)),
     };
     on_link && !network.is_gateway(address) && !network.is_dns(address)
+}
+
+/// Can a sandbox answer somebody under this address, and nobody else?
+pub(super) fn can_be_a_client(segment: &Segment, address: IpAddr) -> bool {
+    let network = &segment.network;
+    let taken = network.is_gateway(address)
+        || network.is_dns(address)
+        || segment.ports.values().any(|endpoint| match address {
+            IpAddr::V4(ip) => endpoint.v4 == Some(ip),
+            IpAddr::V6(ip) => endpoint.v6 == Some(ip) || endpoint.mac.link_local() == ip,
+        });
+    let somebodys = match address {
+        IpAddr::V4(ip) => {
+            let is_edge = network.v4.is_some_and(|l| ip == l.subnet.network() || ip == l.subnet.broadcast());
+            !(ip.octets()[0] == 0 || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast() || is_edge)
+        }
+        // The first 80 bits are 0 in ::, ::1 and the forms that contain IPv4 addresses.
+        IpAddr::V6(ip) => !(ip.segments()[..5] == [0; 5] || ip.is_multicast()),
+    };
+    somebodys && !taken
 }
 
 #[cfg(test)]

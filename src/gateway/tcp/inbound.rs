@@ -39,7 +39,7 @@ use super::flow::OpenFlow;
 use super::wire::{self, HeldSyn};
 use super::{HALF_OPEN_LIMIT, Key, RING_BYTES, State, TcpTable, clock, interface};
 use crate::gateway::link::{Link, Peer, PortId, TcpId};
-use crate::gateway::{Segment, counters::DropReason, packet::Packet};
+use crate::gateway::{Segment, counters::DropReason, kept::can_be_a_client, packet::Packet};
 use crate::sys::tcp_slot::TcpSlot;
 
 /// How many of the gateway's ports are tried when the client's is taken.
@@ -227,24 +227,4 @@ impl TcpTable {
             }
         }
     }
-}
-
-/// Can a sandbox answer somebody under this address, and nobody else?
-fn can_be_a_client(segment: &Segment, address: IpAddr) -> bool {
-    let network = &segment.network;
-    let taken = network.is_gateway(address)
-        || network.is_dns(address)
-        || segment.ports.values().any(|endpoint| match address {
-            IpAddr::V4(ip) => endpoint.v4 == Some(ip),
-            IpAddr::V6(ip) => endpoint.v6 == Some(ip) || endpoint.mac.link_local() == ip,
-        });
-    let somebodys = match address {
-        IpAddr::V4(ip) => {
-            let is_edge = network.v4.is_some_and(|l| ip == l.subnet.network() || ip == l.subnet.broadcast());
-            !(ip.octets()[0] == 0 || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast() || is_edge)
-        }
-        // The first 80 bits are 0 in ::, ::1 and the forms that contain IPv4 addresses.
-        IpAddr::V6(ip) => !(ip.segments()[..5] == [0; 5] || ip.is_multicast()),
-    };
-    somebodys && !taken
 }
