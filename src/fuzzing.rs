@@ -33,7 +33,7 @@ pub fn http_api(bytes: &[u8]) -> Vec<u8> {
     let poll = mio::Poll::new().expect("an epoll");
     let waker = mio::Waker::new(poll.registry(), mio::Token(0)).expect("an eventfd");
     let (commands, worker) = CommandSender::new(waker);
-    let info = sandbox();
+    let info = sandbox(SANDBOX, "web");
     let state = ApiState::new(commands, Forwarder::new(&info.network, &info.host));
     let (supervisor, mut said) = mpsc::channel(1);
     state.handle_attached(info, supervisor);
@@ -79,7 +79,8 @@ pub fn http_api(bytes: &[u8]) -> Vec<u8> {
 
 const SANDBOX: &str = "0123456789ab";
 
-fn sandbox() -> SandboxInfo {
+/// A sandbox as the API shows it.
+pub(crate) fn sandbox(id: &str, name: &str) -> SandboxInfo {
     let network = Network {
         v4: None,
         v6: None,
@@ -96,7 +97,7 @@ fn sandbox() -> SandboxInfo {
         udp_timeout: Duration::from_secs(120),
     };
     let mac = MacAddr([2, 0, 0, 0, 0, 2]);
-    let endpoint = Endpoint { id: SANDBOX.into(), name: "web".into(), ifname: "tap0".into(), mac, v4: None, v6: None };
+    let endpoint = Endpoint { id: id.into(), name: name.into(), ifname: "tap0".into(), mac, v4: None, v6: None };
     SandboxInfo { endpoint, network, host: HostView::default() }
 }
 

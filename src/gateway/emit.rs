@@ -439,7 +439,7 @@ impl Identifications {
 
 /// What tests of the gateway's parts share: a network with slirp's layout and a link that keeps what it is given.
 #[cfg(test)]
-pub(in crate::gateway) mod testing {
+pub(crate) mod testing {
     use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
     use std::time::{Duration, Instant};
 

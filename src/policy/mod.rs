@@ -120,27 +120,12 @@ fn judge_v6(network: &Network, ip: Ipv6Addr) -> Result<(), Refusal> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
 
     use super::*;
-    use crate::plan::{Ipv4Layout, Ipv6Layout, MacAddr, Origin, Outbound, Protocol};
+    use crate::plan::{Origin, Protocol};
 
     fn network() -> Network {
-        Network {
-            v4: Ipv4Layout::slirp("10.0.2.0/24".parse().unwrap()),
-            v6: Ipv6Layout::slirp("fd00::/64".parse().unwrap()),
-            mtu: 65520,
-            gateway_mac: MacAddr::from_ipv4(Ipv4Addr::new(10, 0, 2, 2)),
-            host_loopback_allowed: false,
-            metadata_allowed: false,
-            broadcast_to_host: false,
-            dns_enabled: true,
-            dns_search: vec![],
-            dns_servers: vec![],
-            local_names: vec![],
-            outbound: Outbound::default(),
-            udp_timeout: Duration::from_secs(180),
-        }
+        crate::gateway::emit::testing::network(65520)
     }
 
     fn host() -> HostView {

@@ -4,7 +4,8 @@ use std::os::unix::net::UnixStream as StdStream;
 
 use super::*;
 use crate::datapath::commands::{Command, CommandReceiver, FlowInfo, FlowKind};
-use crate::plan::{MacAddr, Origin, Outbound};
+use crate::fuzzing::sandbox;
+use crate::plan::Origin;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -12,33 +13,6 @@ use tokio::time::Instant;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const ID: &str = "0123456789ab";
-
-fn info(id: &str, name: &str) -> SandboxInfo {
-    let network = Network {
-        v4: None,
-        v6: None,
-        mtu: 1500,
-        gateway_mac: MacAddr([2, 0, 0, 0, 0, 1]),
-        host_loopback_allowed: false,
-        metadata_allowed: false,
-        broadcast_to_host: false,
-        dns_enabled: true,
-        dns_search: Vec::new(),
-        dns_servers: Vec::new(),
-        local_names: Vec::new(),
-        outbound: Outbound::default(),
-        udp_timeout: Duration::from_secs(120),
-    };
-    let endpoint = Endpoint {
-        id: id.into(),
-        name: name.into(),
-        ifname: "tap0".into(),
-        mac: MacAddr([2, 0, 0, 0, 0, 2]),
-        v4: None,
-        v6: None,
-    };
-    SandboxInfo { endpoint, network, host: HostView::default() }
-}
 
 fn port(host: &str, spec: &str) -> Published {
     Published {
@@ -68,7 +42,7 @@ impl Bench {
         use std::os::linux::net::SocketAddrExt;
         let poll = mio::Poll::new().unwrap();
         let (sender, commands) = CommandSender::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap());
-        let info = info(ID, "web");
+        let info = sandbox(ID, "web");
         let state = ApiState::new(sender, Forwarder::new(&info.network, &info.host));
         let (supervisor, said) = mpsc::channel(8);
         state.handle_attached(info, supervisor);
@@ -147,12 +121,12 @@ async fn sandboxes_are_found_by_id_its_beginning_and_name() {
     for asked in [ID, "0123", "web"] {
         let (status, found) = bench.ask(&format!("GET /v1/sandboxes/{asked}")).await;
         assert_eq!(status, 200);
-        assert_eq!(serde_json::from_value::<SandboxInfo>(found).unwrap(), info(ID, "web"));
+        assert_eq!(serde_json::from_value::<SandboxInfo>(found).unwrap(), sandbox(ID, "web"));
     }
     assert_eq!(code(&bench.ask("GET /v1/sandboxes/123").await), (404, "no_such_sandbox"));
     assert_eq!(code(&bench.ask("GET /v1/sandboxes/%ff").await), (400, "bad_path"));
     let (other, _said) = mpsc::channel(1);
-    bench.state.handle_attached(info("0123000000ff", "0123456789"), other);
+    bench.state.handle_attached(sandbox("0123000000ff", "0123456789"), other);
     assert_eq!(code(&bench.ask("GET /v1/sandboxes/0123/ports").await), (409, "ambiguous_sandbox"));
     // A whole name is meant rather than the beginning of an id.
     let (_, named) = bench.ask("GET /v1/sandboxes/0123456789").await;
@@ -678,7 +652,7 @@ fn the_manual_page_has_every_path_code_event_and_metric() {
         missing(&format!("fB{metric}fR"));
     }
     let ports = serde_json::to_value(port("127.0.0.1:1", "a")).unwrap();
-    let sandbox = serde_json::to_value(info(ID, "web")).unwrap();
+    let sandbox = serde_json::to_value(sandbox(ID, "web")).unwrap();
     let counters = serde_json::to_value(Snapshot::default()).unwrap();
     for object in [&ports, &sandbox, &sandbox["endpoint"], &sandbox["network"], &sandbox["host"], &counters] {
         object.as_object().unwrap().keys().for_each(|field| missing(&format!("fB{field}fR")));

@@ -11,36 +11,13 @@ use socket2::Socket;
 use super::*;
 use crate::datapath::commands::{CommandReceiver, Snapshot};
 use crate::gateway::link::{Asker, Peer, PortId};
-use crate::plan::{Endpoint, HostView, MacAddr, Origin, Outbound, Protocol, Published, Reached};
+use crate::plan::{HostView, MacAddr, Origin, Protocol, Published, Reached};
 use crate::sys::scm;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn info() -> SandboxInfo {
-    let network = Network {
-        v4: None,
-        v6: None,
-        mtu: 1500,
-        gateway_mac: MacAddr([2, 0, 0, 0, 0, 1]),
-        host_loopback_allowed: false,
-        metadata_allowed: false,
-        broadcast_to_host: false,
-        dns_enabled: true,
-        dns_search: Vec::new(),
-        dns_servers: Vec::new(),
-        local_names: Vec::new(),
-        outbound: Outbound::default(),
-        udp_timeout: Duration::from_secs(120),
-    };
-    let endpoint = Endpoint {
-        id: "0123456789ab".into(),
-        name: "web".into(),
-        ifname: "tap0".into(),
-        mac: MacAddr([2, 0, 0, 0, 0, 2]),
-        v4: None,
-        v6: None,
-    };
-    SandboxInfo { endpoint, network, host: HostView::default() }
+    crate::fuzzing::sandbox("0123456789ab", "web")
 }
 
 fn attach(api: bool) -> ToGateway {

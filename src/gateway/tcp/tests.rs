@@ -14,30 +14,12 @@ use super::super::link::*;
 use super::super::{Gateway, packet};
 use super::flow::{End, HostStream, Transfer};
 use super::*;
-use crate::plan::{Endpoint, HostView, Ipv4Layout, Ipv6Layout, MacAddr, Network, Outbound};
+use crate::gateway::emit::testing::network;
+use crate::plan::{Endpoint, HostView, MacAddr};
 
 const PORT: PortId = PortId(1);
 
 mod inbound;
-
-fn network(mtu: u16) -> Network {
-    let v4 = Ipv4Layout::slirp("10.0.2.0/24".parse().unwrap()).unwrap();
-    Network {
-        v4: Some(v4),
-        v6: Ipv6Layout::slirp("fd00::/64".parse().unwrap()),
-        mtu,
-        gateway_mac: MacAddr::from_ipv4(v4.gateway),
-        host_loopback_allowed: false,
-        metadata_allowed: false,
-        broadcast_to_host: false,
-        dns_enabled: true,
-        dns_search: vec![],
-        dns_servers: vec![],
-        local_names: vec![],
-        outbound: Outbound::default(),
-        udp_timeout: Duration::from_secs(180),
-    }
-}
 
 #[derive(Default)]
 struct FakeStream {

@@ -15,7 +15,7 @@ use crate::datapath::links::Links;
 use crate::gateway::Gateway;
 use crate::host::HostSide;
 use crate::host::testing::in_namespace;
-use crate::plan::{HostView, Ipv4Layout, Ipv6Layout, MacAddr, Network, Origin, Outbound};
+use crate::plan::{HostView, MacAddr, Origin};
 use crate::publish::{Publishing, inside};
 use crate::sys::scm;
 
@@ -48,21 +48,7 @@ impl Test {
     fn without_agent() -> Test {
         let poll = Poll::new().unwrap();
         let waker = Arc::new(Waker::new(poll.registry(), tokens::COMMAND).unwrap());
-        let network = Network {
-            v4: Ipv4Layout::slirp("10.0.2.0/24".parse().unwrap()),
-            v6: Ipv6Layout::slirp("fd00::/64".parse().unwrap()),
-            mtu: 65520,
-            gateway_mac: MacAddr::from_ipv4(Ipv4Addr::new(10, 0, 2, 2)),
-            host_loopback_allowed: false,
-            metadata_allowed: false,
-            broadcast_to_host: false,
-            dns_enabled: true,
-            dns_search: vec![],
-            dns_servers: vec![],
-            local_names: vec![],
-            outbound: Outbound::default(),
-            udp_timeout: Duration::from_secs(180),
-        };
+        let network = crate::gateway::emit::testing::network(65520);
         let view = HostView::default();
         let host = HostSide::new(poll.registry(), &network, &view, mpsc::channel(8).0).unwrap();
         let mut gateway = Gateway::new(Instant::now(), network, view);

@@ -16,7 +16,7 @@ use crate::gateway::counters::DropReason;
 use crate::gateway::link::{Datagram, Host};
 use crate::host::HostSide;
 use crate::host::testing::in_namespace;
-use crate::plan::{Endpoint, HostView, Ipv4Layout, Ipv6Layout, MacAddr, Network, Origin as Wanted, Outbound, Protocol};
+use crate::plan::{Endpoint, HostView, MacAddr, Origin as Wanted, Protocol};
 use crate::sys::netlink::Netlink;
 use crate::sys::scm;
 
@@ -45,21 +45,7 @@ impl World {
 
     fn without_agent() -> World {
         let (poll, now) = (mio::Poll::new().unwrap(), Instant::now());
-        let network = Network {
-            v4: Ipv4Layout::slirp("10.0.2.0/24".parse().unwrap()),
-            v6: Ipv6Layout::slirp("fd00::/64".parse().unwrap()),
-            mtu: 1500,
-            gateway_mac: MacAddr::from_ipv4(Ipv4Addr::new(10, 0, 2, 2)),
-            host_loopback_allowed: false,
-            metadata_allowed: false,
-            broadcast_to_host: false,
-            dns_enabled: true,
-            dns_search: vec![],
-            dns_servers: vec![],
-            local_names: vec![],
-            outbound: Outbound::default(),
-            udp_timeout: Duration::from_secs(180),
-        };
+        let network = crate::gateway::emit::testing::network(1500);
         let (events, _) = mpsc::channel(8);
         let host = HostSide::new(poll.registry(), &network, &HostView::default(), events).unwrap();
         let mut gateway = Gateway::new(now, network, HostView::default());
