@@ -82,6 +82,8 @@ const SANDBOX: &str = "0123456789ab";
 /// A sandbox as the API shows it.
 pub(crate) fn sandbox(id: &str, name: &str) -> SandboxInfo {
     let network = Network {
+        name: "private".into(),
+        sharing: None,
         v4: None,
         v6: None,
         mtu: 1500,
@@ -97,7 +99,7 @@ pub(crate) fn sandbox(id: &str, name: &str) -> SandboxInfo {
         udp_timeout: Duration::from_secs(120),
     };
     let mac = MacAddr([2, 0, 0, 0, 0, 2]);
-    let endpoint = Endpoint { id: id.into(), name: name.into(), ifname: "tap0".into(), mac, v4: None, v6: None };
+    let endpoint = Endpoint { id: id.into(), name: name.into(), ifname: "tap0".into(), mac, ..Endpoint::default() };
     SandboxInfo { endpoint, network, host: HostView::default() }
 }
 

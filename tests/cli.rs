@@ -95,7 +95,7 @@ fn a_command_line_that_makes_no_sense_is_one_line_and_2() {
         (&["run", "--no-dns", "--dns", "192.0.2.1"], "contradicts"),
         (&["run", "--udp-timeout", "0"], "at least a second"),
         (&["run", "--outbound-addr", "192.0.2.1", "--outbound-addr", "192.0.2.2"], "second IPv4 address"),
-        (&["run", "--net", "bridge"], "possible are private, none, host"),
+        (&["run", "--net", "what"], "possible are private, bridge, container, none, host"),
         (&["run", "-v", "-q"], "contradicts"),
         (&["run", "--no-dns", "--dns-option", "rotate"], "contradicts"),
         (&["run", "--net", "none", "--mtu", "1500"], "'--mtu' has no effect with '--net none'"),

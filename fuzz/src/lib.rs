@@ -101,6 +101,8 @@ pub fn icmp_error(which: u8, mtu: u32) -> IcmpError {
 /// slirp's network.
 pub fn network(mtu: u16) -> Network {
     Network {
+        name: "private".into(),
+        sharing: None,
         v4: Ipv4Layout::slirp("10.0.2.0/24".parse().expect("a subnet")),
         v6: Ipv6Layout::slirp("fd00::/64".parse().expect("a prefix")),
         mtu,
@@ -125,6 +127,7 @@ fn endpoint() -> Endpoint {
         mac: SANDBOX_MAC,
         v4: Some(SANDBOX_V4),
         v6: Some(SANDBOX_V6),
+        ..Endpoint::default()
     }
 }
 

@@ -61,14 +61,16 @@ pub fn run(plan: &Run, warnings: &[String], format: Format) -> anyhow::Result<St
     }
     lines.add("hostname", &plan.names.hostname);
     match plan.mode {
-        Mode::Private => {
+        Mode::Private | Mode::Bridge => {
             add_network(&mut lines, &plan.network, plan.names.search.as_deref(), &plan.interface);
             if !plan.names.options.is_empty() {
                 lines.add("resolver", format_args!("options {}", plan.names.options.join(" ")));
             }
             add_ports(&mut lines, &plan.ports);
         }
-        Mode::None => lines.add("network", format_args!("{}: lo and nothing else", mode_word(plan.mode))),
+        Mode::None | Mode::Container => {
+            lines.add("network", format_args!("{}: lo and nothing else", mode_word(plan.mode)))
+        }
         Mode::Host => lines.add("network", format_args!("{}: the host's own, no isolation", mode_word(plan.mode))),
     }
     add_warnings(&mut lines, warnings);

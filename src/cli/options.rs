@@ -11,8 +11,8 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use super::error::Failure;
 use super::values::LogFormat;
 use crate::plan::{
-    HostTarget, Interface, Ipv4Layout, Ipv6Layout, LinkChoice, Logging, MacAddr, Names, Network, Outbound, subnet,
-    words,
+    HostTarget, Interface, Ipv4Layout, Ipv6Layout, LinkChoice, Logging, MacAddr, Names, Network, Outbound, PRIVATE,
+    subnet, words,
 };
 
 /// Names that lead to the gateway's address, and so to the host.
@@ -263,6 +263,8 @@ pub fn resolve(
         hosts: names.add_host.clone(),
     };
     let resolved_network = Network {
+        name: PRIVATE.to_owned(),
+        sharing: None,
         v4,
         v6,
         mtu,

@@ -62,8 +62,9 @@ pub fn find(name: &str) -> Result<(StateDir, SandboxState), Failure> {
     let states = StateDir::open()?;
     let sandbox = states.find(name)?;
     let why = match sandbox.mode {
-        Mode::Private => return Ok((states, sandbox)),
+        Mode::Private | Mode::Bridge => return Ok((states, sandbox)),
         Mode::None => "nothing leads into it",
+        Mode::Container => "its ports are those of the sandbox whose network it shares",
         Mode::Host => "the ports of what runs there are the host's own",
     };
     let mode = mode_word(sandbox.mode);

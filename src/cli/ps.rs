@@ -44,8 +44,10 @@ impl PsArgs {
 pub fn mode_word(mode: Mode) -> &'static str {
     match mode {
         Mode::Private => "private",
+        Mode::Bridge => "bridge",
         Mode::None => "none",
         Mode::Host => "host",
+        Mode::Container => "container",
     }
 }
 
@@ -177,8 +179,7 @@ mod tests {
             v6: None,
             since: 1000,
             command: vec!["sh".into(), "-c".into(), "echo \x1b[2J".into()],
-            endpoint: None,
-            network: None,
+            endpoints: Vec::new(),
             ports: Vec::new(),
         }
     }

@@ -88,11 +88,11 @@ impl RunArgs {
     /// may stand, for other calls.
     pub fn check_effects(&self, typed: &ArgMatches) -> Result<(), Failure> {
         let resolver: &[&str] = match self.net {
-            Mode::Private => return Ok(()),
+            Mode::Private | Mode::Bridge => return Ok(()),
             // resolv.conf is written when there is a resolver to write.
             Mode::None if self.names.dns.is_empty() => &["dns-search", "dns-option"],
             Mode::None => &[],
-            Mode::Host => &["dns", "dns-search", "dns-option", "no-dns"],
+            Mode::Host | Mode::Container => &["dns", "dns-search", "dns-option", "no-dns"],
         };
         if let Some(option) = PORT_OPTIONS.iter().find(|option| options::is_given(typed, option)) {
             return Err(Failure::Usage("run", port_options::refusal(option, self.net)));
@@ -120,12 +120,12 @@ impl RunArgs {
         }
         // Those in the configuration file are for other calls then.
         let ports = match self.net {
-            Mode::Private => {
+            Mode::Private | Mode::Bridge => {
                 let (ports, warnings) = self.ports.resolve("run")?;
                 shared.warnings.extend(warnings);
                 ports
             }
-            Mode::None | Mode::Host => plan::Ports::default(),
+            Mode::None | Mode::Host | Mode::Container => plan::Ports::default(),
         };
         let plan = plan::Run {
             id: shared.id,
@@ -133,6 +133,12 @@ impl RunArgs {
             mode: self.net,
             network: shared.network,
             interface: shared.interface,
+            joins: Vec::new(),
+            default_net: None,
+            container: None,
+            links: Vec::new(),
+            publish_on: None,
+            access: plan::Access::default(),
             names: shared.names,
             pid: self.pid,
             map_user: self.map_user,

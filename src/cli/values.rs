@@ -21,6 +21,8 @@ macro_rules! choices {
 choices! {
     Mode {
         "private" => Private, "a network and a gateway of its own";
+        "bridge" => Bridge, "a network shared with other sandboxes";
+        "container" => Container, "the network of another sandbox";
         "none" => None, "a namespace with lo up and nothing else";
         "host" => Host, "the host's network, without any isolation";
     }

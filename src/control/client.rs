@@ -22,6 +22,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::messages::{FromGateway, ToGateway};
+use super::state::StateDir;
 use super::wire::{self, WireError};
 use crate::observe::logging;
 use crate::plan::Logging;
@@ -81,7 +82,12 @@ impl GatewayProcess {
         GatewayProcess::start(command, logging::arguments(logging))
     }
 
-    /// The same with another program; `--fd N` and `arguments` follow those that the command has.
+    /// Find the gateway of the shared networks of this user in this host network namespace, or start it.
+    pub fn join(_state: &StateDir, logging: Logging) -> Result<GatewayProcess, SpawnError> {
+        GatewayProcess::spawn(logging)
+    }
+
+    /// The same as [`spawn`](Self::spawn) with another program; `--fd N` and `arguments` follow those that the command has.
     pub fn start(mut command: Command, arguments: Vec<OsString>) -> Result<GatewayProcess, SpawnError> {
         let (ours, theirs) = scm::pair().map_err(SpawnError::Socket)?;
         command

@@ -205,7 +205,7 @@ async fn control(
 
     let (reply, attached) = oneshot::channel();
     commands.send(Command::AttachPort {
-        endpoint: info.endpoint.clone(),
+        endpoint: Box::new(info.endpoint.clone()),
         link: kind,
         fd: link,
         network: Box::new(info.network.clone()),
@@ -308,6 +308,7 @@ impl Control {
                 }
                 Ok(())
             }
+            ToGateway::Listen => Ok(()),
             ToGateway::HostChanged { host } => {
                 tracing::info!(?host, "the host changed");
                 self.forwarder.handle_host_changed(&host);

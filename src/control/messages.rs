@@ -1,10 +1,12 @@
 //! The attach protocol: what a supervisor and a gateway say to each other.
 //!
-//! One Unix SOCK_SEQPACKET connection for each sandbox; a message is one packet of JSON (at most
+//! One Unix SOCK_SEQPACKET connection for each endpoint; a message is one packet of JSON (at most
 //! [`MAX_MESSAGE`] bytes), with descriptors beside it (SCM_RIGHTS) where the message says so. The supervisor
 //! speaks first ([`ToGateway::Attach`]); the gateway answers [`FromGateway::Attached`] or
 //! [`FromGateway::Refused`]. Afterwards either side may speak at any time. When the connection closes the
 //! sandbox has ended and the gateway lets go of everything of it; a private gateway then ends itself.
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -61,6 +63,9 @@ pub enum ToGateway {
         /// At most [`MAX_FDS`](crate::sys::scm::MAX_FDS).
         reached: Vec<Reached>,
     },
+    /// Listen here too, one descriptor: a listening SOCK_SEQPACKET socket, where supervisors find this gateway again
+    /// when the runtime directory was removed. Only for a gateway of shared networks.
+    Listen,
     /// What came of [`FromGateway::WantPublish`] or [`FromGateway::WantUnpublish`]. By then the gateway has had
     /// every [`Publish`](Self::Publish) or [`Unpublish`](Self::Unpublish) that belongs to it.
     Answer {
@@ -107,6 +112,13 @@ pub enum FromGateway {
         request: u64,
         /// As for `-p`.
         spec: String,
+    },
+    /// The addresses of a sandbox that this one has a link to; said when it attaches, and whenever they change.
+    Linked {
+        /// The other sandbox's name.
+        sandbox: String,
+        /// Its addresses on this network; empty when it has ended.
+        addresses: Vec<IpAddr>,
     },
     /// Something the person should know once, for instance that ping sockets are closed.
     Notice {

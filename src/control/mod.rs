@@ -4,5 +4,7 @@ pub mod client;
 pub mod gateway;
 pub mod http;
 pub mod messages;
+pub mod networks;
+pub mod requests;
 pub mod state;
 pub mod wire;

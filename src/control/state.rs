@@ -40,7 +40,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{Endpoint, Mode, Network, Published};
+use crate::plan::{Mode, Published, Seat};
 
 /// Why the state directory cannot be used, or a sandbox not be found or registered.
 #[derive(Debug, thiserror::Error)]
@@ -118,10 +118,9 @@ pub struct SandboxState {
     pub since: u64,
     /// CMD and its arguments; what was attached to, for `attach`.
     pub command: Vec<String>,
-    /// Its place on the network, where it has one.
-    pub endpoint: Option<Endpoint>,
-    /// The network, where it has one.
-    pub network: Option<Network>,
+    /// Its places on networks, in the order of its interfaces.
+    #[serde(default)]
+    pub endpoints: Vec<Seat>,
     /// Ports that are published.
     #[serde(default)]
     pub ports: Vec<Published>,
@@ -200,8 +199,7 @@ impl StateDir {
             v6: None,
             since: now(),
             command: Vec::new(),
-            endpoint: None,
-            network: None,
+            endpoints: Vec::new(),
             ports: Vec::new(),
         };
         let registration = Registration { dir: self.clone(), entry, lock, last: state.clone() };

@@ -24,11 +24,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, mpsc};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::gateway::counters::{Counters, DropReason};
-use crate::gateway::link::Asker;
+use crate::gateway::link::{Asker, PortId};
 use crate::plan::{Endpoint, HostView, LinkKind, Network, Published, PublishedKey, Reached};
 use crate::publish;
 
@@ -41,7 +42,7 @@ pub enum Command {
     /// Carry frames for this endpoint from now on. A private gateway's worker gets this once.
     AttachPort {
         /// The sandbox's place on the network.
-        endpoint: Endpoint,
+        endpoint: Box<Endpoint>,
         /// What `fd` is; the control thread has checked that it is one.
         link: LinkKind,
         /// The TAP queue, or the packet socket whose ring is not yet made. Already non-blocking.
@@ -50,8 +51,8 @@ pub enum Command {
         network: Box<Network>,
         /// The host as it is now.
         host: HostView,
-        /// Whether frames are carried now, or one sentence that says why not.
-        reply: oneshot::Sender<Result<(), String>>,
+        /// The endpoint's port, when frames are carried now; or one sentence that says why not.
+        reply: oneshot::Sender<Result<PortId, String>>,
     },
     /// The sandbox with this id has ended: close its flows (host sockets with a reset) and its link.
     DetachPort {
@@ -100,6 +101,10 @@ pub enum Command {
     },
     /// The host's addresses or resolvers changed: new flows use them.
     HostChanged(HostView),
+    /// The subnets of all other networks of this gateway: nothing leads there through the host.
+    Foreign(Vec<IpNet>),
+    /// Nobody is on the network any more: close what is left and end the thread.
+    Stop,
     /// The answer to an [`Event::DnsQuery`], to be sent to its asker from the DNS address, port 53.
     DnsAnswer {
         /// As it came with the query.

@@ -369,7 +369,7 @@ impl Worker {
     fn command(&mut self, now: Instant, command: Command) {
         match command {
             Command::AttachPort { endpoint, link, fd, network, host, reply } => {
-                let result = self.attach(now, endpoint, link, fd, *network, host).map_err(|e| e.to_string());
+                let result = self.attach(now, *endpoint, link, fd, *network, host).map_err(|e| e.to_string());
                 // Who no longer waits for the answer closes the connection, which detaches.
                 let _ = reply.send(result);
             }
@@ -412,6 +412,8 @@ impl Worker {
                 let id = |port: PortId| ports.get(port.0 as usize).map(|port| port.endpoint.id.as_str());
                 let _ = reply.send(flow_list::page(gateway, &mut self.publishing, id, cursor, limit));
             }
+            // Not yet: a private network has no others beside it.
+            Command::Foreign(_) | Command::Stop => {}
             Command::HostChanged(view) => {
                 if let Some(Served { gateway, host }) = &mut self.served {
                     host.handle_host_changed(&view);
@@ -456,7 +458,7 @@ impl Worker {
         fd: OwnedFd,
         network: Network,
         host: HostView,
-    ) -> io::Result<()> {
+    ) -> io::Result<PortId> {
         if self.served.is_none() {
             let side = HostSide::new(self.poll.registry(), &network, &host, self.events.clone())?;
             self.served = Some(Served { gateway: Gateway::new(now, network, host), host: side });
@@ -474,7 +476,7 @@ impl Worker {
         }
         // Frames may have come before the registration.
         self.ready_ports.push(key);
-        Ok(())
+        Ok(PortId(key as u32))
     }
 
     fn detach(&mut self, key: usize) {

@@ -458,6 +458,8 @@ pub(crate) mod testing {
 
     pub fn network(mtu: u16) -> Network {
         Network {
+            name: "private".into(),
+            sharing: None,
             v4: Ipv4Layout::slirp("10.0.2.0/24".parse().unwrap()),
             v6: Ipv6Layout::slirp("fd00::/64".parse().unwrap()),
             mtu,
@@ -482,6 +484,7 @@ pub(crate) mod testing {
             mac: SANDBOX_MAC,
             v4: Some(SANDBOX_V4),
             v6: Some(SANDBOX_V6),
+            ..Endpoint::default()
         }
     }
 

@@ -19,6 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 fn forwarder(resolvers: &[SocketAddr]) -> Forwarder {
     let network = Network {
+        name: "private".into(),
+        sharing: None,
         v4: None,
         v6: None,
         mtu: 1500,

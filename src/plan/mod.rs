@@ -5,6 +5,7 @@
 //! and the part that concerns the gateway ([`Network`], [`Endpoint`], [`HostView`]) travels to it over
 //! the attach protocol as JSON.
 
+mod definition;
 mod mac;
 mod network;
 mod ports;
@@ -12,10 +13,15 @@ mod run;
 pub mod subnet;
 pub mod words;
 
+pub use definition::{BRIDGE, Definition, Ipv4Part, Ipv6Part};
 pub use mac::{MacAddr, MacError};
-pub use network::{Endpoint, HostView, Ipv4Layout, Ipv6Layout, LinkKind, Network, Outbound};
+pub use network::{
+    Access, Endpoint, HostView, Ipv4Layout, Ipv6Layout, LinkKind, Network, Outbound, PRIVATE, SandboxLink, Sharing,
+};
 pub use ports::{
     Auto, ClashError, Expose, Origin, PortFailure, PortRange, Ports, Protocol, ProxyVersion, PublishArg, PublishSpec,
     Published, PublishedKey, Reach, Reached, SpecError, check_specs, parse_clients, parse_port,
 };
-pub use run::{Attach, HostTarget, Interface, LinkChoice, Logging, MapUser, Mode, Names, PidMode, Run, Target};
+pub use run::{
+    Attach, HostTarget, Interface, Join, LinkChoice, Logging, MapUser, Mode, Names, PidMode, Run, Seat, Shared, Target,
+};

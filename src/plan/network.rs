@@ -5,7 +5,10 @@ use std::time::Duration;
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use super::MacAddr;
+use super::{Expose, MacAddr};
+
+/// What a network is called that one sandbox has for itself. No shared network can have the name.
+pub const PRIVATE: &str = "private";
 
 /// The IPv4 addresses of a network: slirp's layout unless something else was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,10 +19,12 @@ pub struct Ipv4Layout {
     pub gateway: Ipv4Addr,
     /// Where sandboxes ask for names (base + 3).
     pub dns: Ipv4Addr,
-    /// The sandbox's own address (base + 100).
+    /// The sandbox's own address (base + 100) on a network that it has for itself; unspecified on a shared one,
+    /// where only the [`Endpoint`] says it.
     pub sandbox: Ipv4Addr,
-    /// First and last address that DHCP hands out; the sandbox's own address twice unless a foreign
-    /// command line asks for another range.
+    /// First and last address that DHCP hands out on a network that a sandbox has for itself; the sandbox's own
+    /// address twice unless a foreign command line asks for another range. On a shared one each endpoint is offered
+    /// its own.
     pub dhcp_range: (Ipv4Addr, Ipv4Addr),
 }
 
@@ -45,7 +50,7 @@ pub struct Ipv6Layout {
     pub gateway: Ipv6Addr,
     /// Where sandboxes ask for names (prefix::3).
     pub dns: Ipv6Addr,
-    /// The sandbox's own address (prefix::100).
+    /// The sandbox's own address (prefix::100); unspecified on a shared network.
     pub sandbox: Ipv6Addr,
 }
 
@@ -72,9 +77,22 @@ pub struct Outbound {
     pub interface: Option<String>,
 }
 
+/// The rules of a segment that several sandboxes are on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sharing {
+    /// No way out: the sandboxes reach each other and the gateway's DNS, which answers local names only.
+    pub internal: bool,
+    /// The sandboxes reach each other; with `false` only along links ([`Endpoint::links`]).
+    pub icc: bool,
+}
+
 /// An Ethernet segment with a subnet, a gateway address and rules: all that a gateway must know of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
+    /// Its name; [`PRIVATE`] for one that a single sandbox has for itself.
+    pub name: String,
+    /// `None` for a network that one sandbox has for itself: it may use any address of the subnet.
+    pub sharing: Option<Sharing>,
     /// IPv4 side; `None` with `--ipv6-only`.
     pub v4: Option<Ipv4Layout>,
     /// IPv6 side; `None` with `--ipv4-only`.
@@ -139,8 +157,26 @@ impl Network {
     }
 }
 
-/// A sandbox's place on a network.
+/// Another sandbox that one has a link to (`--link NAME[:ALIAS]`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxLink {
+    /// The other sandbox's name.
+    pub sandbox: String,
+    /// What else it is called for the one that links, lower case.
+    pub alias: Option<String>,
+}
+
+/// What a sandbox may reach beyond what its network allows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Access {
+    /// The gateway's address leads to the host's loopback.
+    pub host_loopback: bool,
+    /// The clouds' metadata addresses may be reached.
+    pub metadata: bool,
+}
+
+/// A sandbox's place on a network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// The sandbox's id: 12 hexadecimal digits.
     pub id: String,
@@ -154,6 +190,24 @@ pub struct Endpoint {
     pub v4: Option<Ipv4Addr>,
     /// The sandbox's IPv6 address.
     pub v6: Option<Ipv6Addr>,
+    /// Other names that it has on this network (`--network-alias`), lower case.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// Sandboxes that it has links to.
+    #[serde(default)]
+    pub links: Vec<SandboxLink>,
+    /// Ports that a link to this sandbox opens where sandboxes do not reach each other (`--expose`, `-p`).
+    #[serde(default)]
+    pub exposed: Vec<Expose>,
+    /// What it may reach besides.
+    #[serde(default)]
+    pub access: Access,
+    /// Names that the DNS address answers for this sandbox alone (`--add-host`), lower case, without a final dot.
+    #[serde(default)]
+    pub names: Vec<(String, IpAddr)>,
+    /// Resolvers that its questions are passed on to (`--dns`); empty means the host's.
+    #[serde(default)]
+    pub dns_servers: Vec<IpAddr>,
 }
 
 /// How frames travel between a sandbox and the gateway.
@@ -201,6 +255,8 @@ mod tests {
     #[test]
     fn what_was_asked_for_is_announced_before_the_hosts() {
         let network = Network {
+            name: PRIVATE.into(),
+            sharing: None,
             v4: None,
             v6: None,
             mtu: 1500,

@@ -1,12 +1,12 @@
 //! What `tapline run` and `tapline attach` were asked to do.
 use std::ffi::OsString;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MacAddr, Network, Ports};
+use super::{Access, Endpoint, MacAddr, Network, Ports, SandboxLink};
 
 /// Which network a sandbox gets (`--net`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,10 +14,57 @@ use super::{MacAddr, Network, Ports};
 pub enum Mode {
     /// A network and a gateway of its own.
     Private,
+    /// One or several networks that it shares with others.
+    Bridge,
     /// A namespace with `lo` up and nothing else.
     None,
     /// The host's network namespace.
     Host,
+    /// The network namespace of another sandbox.
+    Container,
+}
+
+/// A shared network that a sandbox is to join, and what it asks for there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Join {
+    /// The network's name.
+    pub network: String,
+    /// `--ip`: this IPv4 address; `None` means the lowest free one.
+    #[serde(default)]
+    pub v4: Option<Ipv4Addr>,
+    /// `--ip6`: likewise.
+    #[serde(default)]
+    pub v6: Option<Ipv6Addr>,
+    /// `--mac`: this Ethernet address; `None` means one that is made of the IP address.
+    #[serde(default)]
+    pub mac: Option<MacAddr>,
+    /// `--network-alias`: further names on this network, lower case.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// `--ifname`: the interface's name; `None` means the first free of eth0, eth1 and so on.
+    #[serde(default)]
+    pub ifname: Option<String>,
+}
+
+/// Whose network namespace `--net container:` means.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shared {
+    /// A sandbox by its name, its id or the beginning of its id; or a process by its PID, where no sandbox is called so.
+    Sandbox(String),
+    /// A network namespace by its path (`ns:PATH`).
+    Path(PathBuf),
+}
+
+/// A sandbox's place on a network, and the network: what is known of both while they last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seat {
+    /// The place.
+    pub endpoint: Endpoint,
+    /// The network.
+    pub network: Network,
+    /// The sandbox's default route leads through this network.
+    pub default_route: bool,
 }
 
 /// Whom CMD sees itself as (`--map-user`).
@@ -114,8 +161,20 @@ pub struct Run {
     pub mode: Mode,
     /// The network, for mode `private`.
     pub network: Network,
-    /// The interface inside, for mode `private`.
+    /// The interface inside, for mode `private`; its kind of link counts for mode `bridge` too.
     pub interface: Interface,
+    /// The networks, for mode `bridge`; never empty there.
+    pub joins: Vec<Join>,
+    /// `--default-net`: whose gateway the default route leads to; `None` means the first network that is not internal.
+    pub default_net: Option<String>,
+    /// Whose network, for mode `container`.
+    pub container: Option<Shared>,
+    /// `--link`.
+    pub links: Vec<SandboxLink>,
+    /// `--on`: the network towards which ports are published; `None` means the one with the default route.
+    pub publish_on: Option<String>,
+    /// What it may reach besides, for mode `bridge`.
+    pub access: Access,
     /// resolv.conf, hosts, hostname.
     pub names: Names,
     /// The PID namespace.

@@ -60,8 +60,8 @@ impl Agent<'_> {
         proc::close_own_fds_in_child(&[self.supervisor.as_fd(), self.init_socket.as_fd()])
             .map_err(|e| format!("cannot close files: {e}"))?;
         let with = match self.plan.mode {
-            Mode::Host => CloneFlags::empty(),
-            Mode::Private | Mode::None => CloneFlags::CLONE_NEWNET,
+            Mode::Host | Mode::Container => CloneFlags::empty(),
+            Mode::Private | Mode::Bridge | Mode::None => CloneFlags::CLONE_NEWNET,
         };
         userns::enter_new(with).map_err(|e| e.to_string())?;
         // Not earlier: a change of credentials clears it.

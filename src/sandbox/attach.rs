@@ -38,7 +38,7 @@ use super::uplink::{Heard, PATIENCE, Record, Task, Uplink};
 use crate::control::state::{SandboxState, StateDir};
 use crate::control::wire;
 use crate::host::watch::HostWatch;
-use crate::plan::{self, Endpoint, Mode, Ports, Reached, Target};
+use crate::plan::{self, Endpoint, Mode, Ports, Reached, Seat, Target};
 use crate::sys::proc::{self, Forked};
 use crate::sys::scm;
 
@@ -464,6 +464,7 @@ fn endpoint(plan: &plan::Attach) -> Endpoint {
         mac: plan.interface.mac,
         v4: plan.network.v4.map(|l| l.sandbox),
         v6: plan.network.v6.map(|l| l.sandbox),
+        ..Endpoint::default()
     }
 }
 
@@ -483,8 +484,7 @@ fn state_of(plan: &plan::Attach) -> SandboxState {
         v6: plan.network.v6.map(|l| l.sandbox),
         since: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs(),
         command,
-        endpoint: Some(endpoint(plan)),
-        network: Some(plan.network.clone()),
+        endpoints: vec![Seat { endpoint: endpoint(plan), network: plan.network.clone(), default_route: true }],
         ports: Vec::new(),
     }
 }

@@ -13,7 +13,7 @@ pub fn files(plan: &Run, host_search: &[String], host_hosts: &str) -> Vec<(&'sta
     let network = (plan.mode == Mode::Private).then_some(&plan.network);
     let mut files = vec![("hostname", format!("{}\n", plan.names.hostname))];
     match plan.mode {
-        Mode::Private | Mode::None => {
+        Mode::Private | Mode::Bridge | Mode::None | Mode::Container => {
             files.push(("resolv.conf", resolv_conf(&plan.names, network, host_search)));
             files.push(("hosts", hosts(&plan.names, network)));
         }
@@ -111,6 +111,8 @@ mod tests {
     fn network() -> Network {
         let v4 = Ipv4Layout::slirp("10.0.2.0/24".parse().unwrap()).unwrap();
         Network {
+            name: "private".into(),
+            sharing: None,
             v4: Some(v4),
             v6: Ipv6Layout::slirp("fd00::/64".parse().unwrap()),
             mtu: 65520,

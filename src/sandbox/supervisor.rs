@@ -49,7 +49,7 @@ use super::userns::{self, Caller};
 use crate::control::state::{Registration, SandboxState, StateDir};
 use crate::control::wire;
 use crate::host::watch::HostWatch;
-use crate::plan::{Endpoint, Mode, Run};
+use crate::plan::{Endpoint, Mode, Run, Seat};
 use crate::sys::proc::{self, Forked};
 use crate::sys::{scm, spawn};
 
@@ -69,12 +69,12 @@ pub fn run(plan: Run) -> Result<i32, SandboxError> {
     let terminal = Terminal::remember();
     let watch = match plan.mode {
         Mode::Private => Some(HostWatch::new()?),
-        Mode::None | Mode::Host => None,
+        Mode::Bridge | Mode::None | Mode::Host | Mode::Container => None,
     };
     let search = watch.as_ref().map(|w| w.view().search.clone()).unwrap_or_default();
     let host_hosts = match plan.mode {
         Mode::Host => std::fs::read_to_string("/etc/hosts").unwrap_or_default(),
-        Mode::Private | Mode::None => String::new(),
+        Mode::Private | Mode::Bridge | Mode::None | Mode::Container => String::new(),
     };
     let view = View {
         mode: plan.mode,
@@ -156,8 +156,10 @@ fn state_of(plan: &Run) -> SandboxState {
         v6,
         since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         command: plan.command.iter().map(|w| w.to_string_lossy().into_owned()).collect(),
-        endpoint: private.then(|| endpoint(plan)),
-        network: private.then(|| plan.network.clone()),
+        endpoints: private
+            .then(|| Seat { endpoint: endpoint(plan), network: plan.network.clone(), default_route: true })
+            .into_iter()
+            .collect(),
         ports: Vec::new(),
     }
 }
@@ -170,6 +172,7 @@ fn endpoint(plan: &Run) -> Endpoint {
         mac: plan.interface.mac,
         v4: plan.network.v4.map(|l| l.sandbox),
         v6: plan.network.v6.map(|l| l.sandbox),
+        ..Endpoint::default()
     }
 }
 

@@ -235,6 +235,7 @@ impl<'a> Uplink<'a> {
                 self.ports.want_publish(request, &spec, proxy, &from);
             }
             Some(FromGateway::WantUnpublish { request, spec }) => self.ports.want_unpublish(request, &spec),
+            Some(FromGateway::Linked { .. }) => {}
             Some(FromGateway::Notice { text }) => tracing::warn!("{text}"),
             None => return self.replace(record),
         }

@@ -60,7 +60,7 @@ impl Bench {
         match bench.command() {
             Command::AttachPort { endpoint, reply, .. } => {
                 assert_eq!(endpoint.id, "0123456789ab");
-                reply.send(Ok(())).unwrap();
+                reply.send(Ok(PortId(0))).unwrap();
             }
             other => panic!("{other:?}"),
         }

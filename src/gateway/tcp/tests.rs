@@ -267,6 +267,7 @@ impl Sim {
             mac,
             v4: Some(v4.sandbox),
             v6: Some(v6.sandbox),
+            ..Endpoint::default()
         };
         gateway.add_port(PORT, endpoint);
         let mut device = ClientDevice { mtu: mtu.into(), incoming: VecDeque::new(), outgoing: VecDeque::new() };

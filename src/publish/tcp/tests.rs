@@ -53,7 +53,8 @@ impl Test {
         let host = HostSide::new(poll.registry(), &network, &view, mpsc::channel(8).0).unwrap();
         let mut gateway = Gateway::new(Instant::now(), network, view);
         let (mac, ifname) = (MacAddr::from_ipv4(OWN), "tap0".to_owned());
-        let endpoint = Endpoint { id: ID.to_owned(), name: "test".to_owned(), ifname, mac, v4: Some(OWN), v6: None };
+        let endpoint =
+            Endpoint { id: ID.to_owned(), name: "test".to_owned(), ifname, mac, v4: Some(OWN), ..Endpoint::default() };
         gateway.add_port(PORT, endpoint);
         let publishing = Publishing::new(poll.registry()).unwrap();
         Test { poll, waker, publishing, gateway, host, links: Links::new(), agent: None }
@@ -395,6 +396,7 @@ fn goals_begin_with_the_clients_family() {
         mac: MacAddr::from_ipv4(OWN),
         v4: Some(Ipv4Addr::new(10, 0, 2, 100)),
         v6: Some("fd00::100".parse().unwrap()),
+        ..Endpoint::default()
     };
     let order = |kind, client: &str, endpoint: Option<&Endpoint>| -> Vec<String> {
         let goals = goals(kind, SocketAddr::new(client.parse().unwrap(), 1), 80, endpoint);

@@ -56,7 +56,7 @@ impl World {
             mac: MacAddr([2, 0, 0, 0, 0, 1]),
             // What stands for the sandbox's own address must be on the loopback.
             v4: Some(Ipv4Addr::new(127, 0, 0, 9)),
-            v6: None,
+            ..Endpoint::default()
         };
         gateway.add_port(PORT, endpoint);
         let publishing = Publishing::new(poll.registry()).unwrap();
