@@ -1,6 +1,8 @@
 //! Shared networks: their definitions, and who has which address.
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+pub mod file;
+
 use super::state::Registration;
 use crate::plan::{Join, MacAddr, Network};
 

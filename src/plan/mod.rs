@@ -5,6 +5,7 @@
 //! and the part that concerns the gateway ([`Network`], [`Endpoint`], [`HostView`]) travels to it over
 //! the attach protocol as JSON.
 
+pub mod date;
 mod definition;
 mod mac;
 mod network;
@@ -13,7 +14,7 @@ mod run;
 pub mod subnet;
 pub mod words;
 
-pub use definition::{BRIDGE, Definition, Ipv4Part, Ipv6Part};
+pub use definition::{BRIDGE, Definition, DefinitionError, Ipv4Part, Ipv6Part, parse_network_name};
 pub use mac::{MacAddr, MacError};
 pub use network::{
     Access, Endpoint, HostView, Ipv4Layout, Ipv6Layout, LinkKind, Network, Outbound, PRIVATE, SandboxLink, Sharing,
