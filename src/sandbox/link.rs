@@ -29,6 +29,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::thread::sleep;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::plan::{LinkChoice, LinkKind, MacAddr};
 use crate::sys::netlink::{LinkChange, Netlink, NetlinkError};
 use crate::sys::netns;
@@ -73,6 +75,9 @@ pub enum LinkError {
     /// A step of configuring failed.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// Nothing is left to call another interface.
+    #[error("every name from eth0 to eth{last} is taken inside: give one with --ifname", last = super::order::MOST_NAMES - 1)]
+    NoName,
     /// Neither kind of link can be had.
     #[error("{tap}; and a packet socket in its place: {packet}")]
     Neither {
@@ -95,13 +100,13 @@ pub struct MadeLink {
 }
 
 /// The addresses of one family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Addresses<Ip> {
     /// The sandbox's address.
     pub address: Ip,
     /// Length of the subnet's prefix.
     pub prefix: u8,
-    /// Where the default route leads; `None` for none.
+    /// Where everything else leads; `None` where nothing does.
     pub gateway: Option<Ip>,
 }
 
@@ -341,7 +346,9 @@ fn has_ipv6(netlink: &mut Netlink) -> Result<bool, NetlinkError> {
 /// Keep the kernel from adding anything of its own to the interface.
 fn quiet_interface(netlink: &mut Netlink, index: u32, ifname: &str, v6: bool, done: &mut Configured) {
     // The kernel takes the higher of `all` and the interface's own value; 2 is loose (RFC 3704).
-    let strict = std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/rp_filter").is_ok_and(|v| v.trim() == "1");
+    let value = |of: &str| std::fs::read_to_string(format!("/proc/sys/{}", interface_key("ipv4", of, "rp_filter")));
+    let is = |of: &str, what: &str| value(of).is_ok_and(|value| value.trim() == what);
+    let strict = (is("all", "1") || is(ifname, "1")) && !is("all", "2");
     if strict && let Err(error) = sysctl(&interface_key("ipv4", ifname, "rp_filter"), "2") {
         done.notices.push(format!("reverse-path filtering stays strict inside: {error}"));
     }

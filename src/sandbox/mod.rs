@@ -16,7 +16,7 @@
 //! | attend | what an agent does as long as the sandbox lives |
 //! | attach, [`target`] | the supervisor of `attach`; the namespace it is given |
 //! | exec | joining a running sandbox, ending it |
-//! | [`link`] | the interface inside |
+//! | [`link`], [`order`] | an interface inside; several of them, and their routes |
 //! | message | what they say to each other |
 //! | signals, terminal | what the person types |
 use std::io;
@@ -33,6 +33,7 @@ mod init;
 pub mod link;
 mod message;
 pub mod mounts;
+pub mod order;
 mod ports;
 mod signals;
 mod supervisor;

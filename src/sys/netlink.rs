@@ -11,12 +11,12 @@
 //! A [`Watch`] says when something has changed, and not what: whoever watches looks at the whole anew. So the
 //! overrun of its socket (ENOBUFS) loses nothing, it is one more change.
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkBuffer,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
@@ -26,6 +26,7 @@ use netlink_packet_route::link::{
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
@@ -34,6 +35,9 @@ const DUMP_ATTEMPTS: usize = 8;
 
 /// Room for one batch of answers; the kernel sends at most 32 KiB at a time (netlink(7)).
 const ANSWER: usize = 64 * 1024;
+
+/// The main routing table.
+const MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 
 /// Why the namespace's network could not be asked or changed.
 #[derive(Debug, thiserror::Error)]
@@ -196,6 +200,23 @@ impl Netlink {
         Ok(routes)
     }
 
+    /// Every rule that says which table routes what, both families: the table's number.
+    pub fn rules(&mut self) -> Result<Vec<u32>, NetlinkError> {
+        let mut rules = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = RuleMessage::default();
+            request.header.family = family;
+            let read =
+                |message| if let RouteNetlinkMessage::NewRule(rule) = message { Some(table_of(&rule)) } else { None };
+            match self.dump("list the rules", RouteNetlinkMessage::GetRule(request), read) {
+                Ok(found) => rules.extend(found),
+                Err(error) if family == AddressFamily::Inet6 && error.is_family_missing() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(rules)
+    }
+
     /// Change a link.
     pub fn change_link(&mut self, index: u32, change: &LinkChange) -> Result<(), NetlinkError> {
         let mut message = LinkMessage::default();
@@ -265,23 +286,72 @@ impl Netlink {
         prefix: u8,
         gateway: Option<IpAddr>,
     ) -> Result<(), NetlinkError> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family(destination);
-        message.header.destination_prefix_length = prefix;
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
-        message.header.protocol = RouteProtocol::Static;
-        message.header.kind = RouteType::Unicast;
-        message.header.scope = if gateway.is_some() { RouteScope::Universe } else { RouteScope::Link };
-        if prefix > 0 {
-            message.attributes.push(RouteAttribute::Destination(destination.into()));
-        }
-        message.attributes.extend(gateway.map(|ip| RouteAttribute::Gateway(ip.into())));
-        message.attributes.push(RouteAttribute::Oif(index));
-        let what = || match gateway {
-            Some(gateway) => format!("add the route {destination}/{prefix} through {gateway}"),
-            None => format!("add the route {destination}/{prefix}"),
-        };
+        self.add_route_in(MAIN, index, destination, prefix, gateway)
+    }
+
+    /// The same in another table, which is there as soon as a route is in it.
+    pub fn add_route_in(
+        &mut self,
+        table: u32,
+        index: u32,
+        destination: IpAddr,
+        prefix: u8,
+        gateway: Option<IpAddr>,
+    ) -> Result<(), NetlinkError> {
+        let message = route(table, index, destination, prefix, gateway);
+        let what = || route_text("add", table, destination, prefix, gateway);
         self.request(what, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Have the main table's default route of the gateway's family lead through `gateway`, wherever it has led before.
+    pub fn replace_default(&mut self, index: u32, gateway: IpAddr) -> Result<(), NetlinkError> {
+        let everywhere = unspecified(gateway);
+        let message = route(MAIN, index, everywhere, 0, Some(gateway));
+        let what = || route_text("set", MAIN, everywhere, 0, Some(gateway));
+        self.request(what, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Remove what [`add_route_in`](Self::add_route_in) has added.
+    pub fn delete_route_in(
+        &mut self,
+        table: u32,
+        index: u32,
+        destination: IpAddr,
+        prefix: u8,
+        gateway: Option<IpAddr>,
+    ) -> Result<(), NetlinkError> {
+        let message = route(table, index, destination, prefix, gateway);
+        let what = || route_text("remove", table, destination, prefix, gateway);
+        self.request(what, RouteNetlinkMessage::DelRoute(message), 0)
+    }
+
+    /// Have a table refuse, at once, what no other route in it leads anywhere; `like` is any address of the family.
+    pub fn refuse_the_rest(&mut self, table: u32, like: IpAddr) -> Result<(), NetlinkError> {
+        let everywhere = unspecified(like);
+        let what = || format!("have table {table} refuse {everywhere}/0");
+        self.request(what, RouteNetlinkMessage::NewRoute(refusal(table, everywhere)), NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Remove what [`refuse_the_rest`](Self::refuse_the_rest) has added.
+    pub fn forget_the_rest(&mut self, table: u32, like: IpAddr) -> Result<(), NetlinkError> {
+        let everywhere = unspecified(like);
+        let what = || format!("have table {table} no longer refuse {everywhere}/0");
+        self.request(what, RouteNetlinkMessage::DelRoute(refusal(table, everywhere)), 0)
+    }
+
+    /// Have packets from this address routed by this table first. A rule that is there already is fine.
+    pub fn add_rule(&mut self, from: IpAddr, table: u32) -> Result<(), NetlinkError> {
+        let what = || format!("have what comes from {from} routed by table {table}");
+        match self.request(what, RouteNetlinkMessage::NewRule(rule(from, table)), NLM_F_CREATE | NLM_F_EXCL) {
+            Err(error) if error.errno() == Some(libc::EEXIST) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Remove what [`add_rule`](Self::add_rule) has added.
+    pub fn delete_rule(&mut self, from: IpAddr, table: u32) -> Result<(), NetlinkError> {
+        let what = || format!("stop routing what comes from {from} by table {table}");
+        self.request(what, RouteNetlinkMessage::DelRule(rule(from, table)), 0)
     }
 
     /// Make a pair of Ethernet interfaces, one here and the other in another network namespace.
@@ -418,6 +488,68 @@ fn messages(bytes: &[u8], sequence: u32) -> impl Iterator<Item = Answer> + '_ {
     })
 }
 
+/// A unicast route as the kernel is told of it.
+fn route(table: u32, index: u32, destination: IpAddr, prefix: u8, gateway: Option<IpAddr>) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(destination);
+    message.header.destination_prefix_length = prefix;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.kind = RouteType::Unicast;
+    message.header.scope = if gateway.is_some() { RouteScope::Universe } else { RouteScope::Link };
+    if prefix > 0 {
+        message.attributes.push(RouteAttribute::Destination(destination.into()));
+    }
+    message.attributes.extend(gateway.map(|ip| RouteAttribute::Gateway(ip.into())));
+    message.attributes.push(RouteAttribute::Table(table));
+    message.attributes.push(RouteAttribute::Oif(index));
+    message
+}
+
+/// A default route that leads nowhere.
+fn refusal(table: u32, everywhere: IpAddr) -> RouteMessage {
+    let mut message = route(table, 0, everywhere, 0, None);
+    message.header.kind = RouteType::Unreachable;
+    message.header.scope = RouteScope::Universe;
+    message.attributes.retain(|attribute| !matches!(attribute, RouteAttribute::Oif(_)));
+    message
+}
+
+fn route_text(verb: &str, table: u32, destination: IpAddr, prefix: u8, gateway: Option<IpAddr>) -> String {
+    let through = gateway.map(|gateway| format!(" through {gateway}")).unwrap_or_default();
+    let table = if table == MAIN { String::new() } else { format!(" in table {table}") };
+    format!("{verb} the route {destination}/{prefix}{through}{table}")
+}
+
+/// The rule of [`Netlink::add_rule`]. Before those that a namespace begins with, except that for local addresses.
+fn rule(from: IpAddr, table: u32) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = family(from);
+    message.header.src_len = if from.is_ipv4() { 32 } else { 128 };
+    message.header.action = RuleAction::ToTable;
+    message.attributes.extend([
+        RuleAttribute::Source(from),
+        RuleAttribute::Table(table),
+        RuleAttribute::Priority(table),
+    ]);
+    message
+}
+
+fn table_of(rule: &RuleMessage) -> u32 {
+    let number = rule.attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::Table(number) => Some(*number),
+        _ => None,
+    });
+    number.unwrap_or_else(|| rule.header.table.into())
+}
+
+/// The unspecified address of the same family.
+fn unspecified(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
 fn family(ip: IpAddr) -> AddressFamily {
     match ip {
         IpAddr::V4(_) => AddressFamily::Inet,
@@ -497,7 +629,7 @@ fn read_route(message: &RouteMessage) -> Option<Route> {
             _ => {}
         }
     }
-    (header.kind == RouteType::Unicast && table == u32::from(RouteHeader::RT_TABLE_MAIN)).then_some(route)
+    (header.kind == RouteType::Unicast && table == MAIN).then_some(route)
 }
 
 fn ip_of(address: &RouteAddress) -> Option<IpAddr> {

@@ -1,0 +1,405 @@
+//! An interface that is made to order, taken away again, and given the default route, by the agent inside.
+//!
+//! # Theory of operation
+//!
+//! A sandbox may have several interfaces, one for each network it is on. Answers have to leave by the interface that the
+//! question came by, whichever has the default route: so each has a routing table of its own, numbered by the interface
+//! ([`FIRST_TABLE`]), and a rule that sends there what comes from its address (`from 10.176.0.2 lookup 1002`,
+//! ip-rule(8)). The main table has what is on the links, and one default route for all that has no source address
+//! yet. Where an interface leads nowhere else (an internal network), its table says so at once instead of letting the
+//! main table try with an address that is not of that network.
+//!
+//! What is left when an interface goes are the rules, and that table's refusal; [`remove`] takes them away first. The
+//! number of an interface is its own in its namespace, so that two supervisors that serve one namespace do not get
+//! into each other's way.
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::link::{Addresses, Configured, LinkError, MadeLink, configure, leave_to_others, make_link};
+use crate::plan::{LinkChoice, MacAddr};
+use crate::sys::netlink::{Link, Netlink, NetlinkError};
+
+/// The number of an interface's own routing table is this and the interface's number.
+pub const FIRST_TABLE: u32 = 1000;
+
+/// Most interfaces that are named here, `eth0` and so on.
+pub(super) const MOST_NAMES: u32 = 1000;
+
+/// An interface that is to be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// Its name; `None` means the first free of `eth0`, `eth1` and so on.
+    pub name: Option<String>,
+    /// Its Ethernet address.
+    pub mac: MacAddr,
+    /// Its MTU in bytes.
+    pub mtu: u16,
+    /// What it is to be.
+    pub link: LinkChoice,
+    /// Set addresses and routes and bring it up; with `false` that is left to others.
+    pub configure: bool,
+    /// IPv4.
+    pub v4: Option<Addresses<Ipv4Addr>>,
+    /// IPv6.
+    pub v6: Option<Addresses<Ipv6Addr>>,
+    /// The sandbox's default route leads through it.
+    pub default_route: bool,
+    /// It may not be the only one: what comes from its addresses is routed by a table of its own.
+    pub own_table: bool,
+}
+
+/// An interface that was made to order.
+#[derive(Debug)]
+pub struct Made {
+    /// Its name.
+    pub name: String,
+    /// Its link.
+    pub link: MadeLink,
+    /// Lines for the person.
+    pub notices: Vec<String>,
+}
+
+/// Make an interface to order, in the calling thread's network namespace; or nothing. What [`make_link`] says of threads
+/// holds here, too.
+pub fn make(order: &Order) -> Result<Made, LinkError> {
+    let name = match &order.name {
+        Some(name) => name.clone(),
+        None => free_name(&Netlink::open()?.links()?).ok_or(LinkError::NoName)?,
+    };
+    let link = make_link(order.link, &name, order.mac, order.mtu)?;
+    if !order.configure {
+        leave_to_others(&name)?;
+        return Ok(Made { name, link, notices: Vec::new() });
+    }
+    match configure_to_order(&name, order) {
+        Ok(done) => Ok(Made { name, link, notices: done.notices }),
+        Err(error) => {
+            // A veth would live on for a moment, and rules do for ever.
+            let _ = remove(&name, order);
+            Err(error)
+        }
+    }
+}
+
+/// Take an interface away, with everything that was set for it. What is not there any more needs no removal.
+///
+/// # Errors
+/// The first thing that could not be removed; the others have been all the same.
+pub fn remove(name: &str, order: &Order) -> Result<(), LinkError> {
+    let mut netlink = Netlink::open()?;
+    let index = match netlink.link(name) {
+        Ok(link) => link.index,
+        Err(error) if error.errno() == Some(libc::ENODEV) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let mut result = Ok(());
+    let mut note = |outcome: Result<(), NetlinkError>| match outcome {
+        // Somebody else was there first, or there never was IPv6.
+        Err(error) if matches!(error.errno(), Some(libc::ENOENT | libc::ESRCH)) || error.is_family_missing() => {}
+        Err(error) if result.is_ok() => result = Err(error.into()),
+        _ => {}
+    };
+    if order.own_table {
+        let table = FIRST_TABLE + index;
+        for (ip, _, gateway) in families(order) {
+            note(netlink.delete_rule(ip, table));
+            if gateway.is_none() {
+                note(netlink.forget_the_rest(table, ip));
+            }
+        }
+    }
+    note(netlink.delete_link(index));
+    result
+}
+
+/// Have the sandbox's default route lead through an interface that was made to order, and nowhere else.
+pub fn take_default(name: &str, order: &Order) -> Result<(), LinkError> {
+    let mut netlink = Netlink::open()?;
+    let index = netlink.link(name)?.index;
+    let routes = netlink.routes()?;
+    for v6 in [false, true] {
+        let gateway = families(order).find_map(|(ip, _, gateway)| gateway.filter(|_| ip.is_ipv6() == v6));
+        match gateway {
+            Some(gateway) => match netlink.replace_default(index, gateway) {
+                // It was told of when the interface was made.
+                Err(error) if v6 && error.is_family_missing() => {}
+                other => other?,
+            },
+            None => {
+                let old = routes.iter().filter(|route| route.prefix == 0 && route.destination.is_ipv6() == v6);
+                for (at, old) in old.filter_map(|route| Some((route.index?, route))) {
+                    netlink.delete_route_in(libc::RT_TABLE_MAIN.into(), at, old.destination, 0, old.gateway)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Address, prefix length and gateway of each family.
+fn families(order: &Order) -> impl Iterator<Item = (IpAddr, u8, Option<IpAddr>)> {
+    let v4 = order.v4.map(|a| (IpAddr::V4(a.address), a.prefix, a.gateway.map(IpAddr::V4)));
+    let v6 = order.v6.map(|a| (IpAddr::V6(a.address), a.prefix, a.gateway.map(IpAddr::V6)));
+    v4.into_iter().chain(v6)
+}
+
+fn free_name(links: &[Link]) -> Option<String> {
+    (0..MOST_NAMES).map(|n| format!("eth{n}")).find(|name| !links.iter().any(|link| link.name == *name))
+}
+
+fn configure_to_order(name: &str, order: &Order) -> Result<Configured, LinkError> {
+    let v4 = order.v4.map(|a| Addresses { gateway: a.gateway.filter(|_| order.default_route), ..a });
+    let v6 = order.v6.map(|a| Addresses { gateway: a.gateway.filter(|_| order.default_route), ..a });
+    let done = configure(name, order.mac, order.mtu, v4, v6)?;
+    if order.own_table {
+        let mut netlink = Netlink::open()?;
+        let index = netlink.link(name)?.index;
+        for (ip, prefix, gateway) in families(order).filter(|(ip, ..)| ip.is_ipv4() || done.v6) {
+            own_table(&mut netlink, index, ip, prefix, gateway)?;
+        }
+    }
+    Ok(done)
+}
+
+/// What comes from this address leaves by this interface.
+fn own_table(
+    netlink: &mut Netlink,
+    index: u32,
+    ip: IpAddr,
+    prefix: u8,
+    gateway: Option<IpAddr>,
+) -> Result<(), NetlinkError> {
+    let table = FIRST_TABLE + index;
+    let subnet = IpNet::new(ip, prefix).map_or(ip, |net| net.network());
+    netlink.add_route_in(table, index, subnet, prefix, None)?;
+    match gateway {
+        Some(_) => {
+            let everywhere = IpNet::new(ip, 0).map_or(ip, |net| net.network());
+            netlink.add_route_in(table, index, everywhere, 0, gateway)?;
+        }
+        None => netlink.refuse_the_rest(table, ip)?,
+    }
+    netlink.add_rule(ip, table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::LinkKind;
+    use crate::sys::testing::in_namespace;
+    use crate::sys::vnet::VNET_HEADER;
+    use etherparse::PacketBuilder;
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use std::net::{SocketAddr, UdpSocket};
+    use std::os::fd::{AsFd, OwnedFd};
+    use std::time::{Duration, Instant};
+
+    const ELSEWHERE: [&str; 2] = ["203.0.113.9", "2001:db8::9"];
+
+    fn text(error: impl std::fmt::Display) -> String {
+        error.to_string()
+    }
+
+    /// On 10.`net`.0.0/20 and fd00:`net`::/64, whose gateways are the first addresses.
+    fn order(net: u8, default_route: bool, internal: bool) -> Order {
+        let v4 = Addresses {
+            address: Ipv4Addr::new(10, net, 0, 2),
+            prefix: 20,
+            gateway: (!internal).then_some(Ipv4Addr::new(10, net, 0, 1)),
+        };
+        let at = |last| Ipv6Addr::new(0xfd00, net.into(), 0, 0, 0, 0, 0, last);
+        let v6 = Addresses { address: at(2), prefix: 64, gateway: (!internal).then_some(at(1)) };
+        Order {
+            name: None,
+            mac: MacAddr::from_ipv4(v4.address),
+            mtu: 1500,
+            link: LinkChoice::Tap,
+            configure: true,
+            v4: Some(v4),
+            v6: Some(v6),
+            default_route,
+            own_table: true,
+        }
+    }
+
+    /// What an unbound socket towards `to` would have as its own address.
+    fn source(to: &str) -> Result<IpAddr, String> {
+        let to = SocketAddr::new(to.parse().map_err(text)?, 9);
+        let any = SocketAddr::new(unspecified(to.ip()), 0);
+        let socket = UdpSocket::bind(any).map_err(text)?;
+        socket.connect(to).map_err(text)?;
+        Ok(socket.local_addr().map_err(text)?.ip())
+    }
+
+    fn unspecified(ip: IpAddr) -> IpAddr {
+        if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+    }
+
+    /// A SYN from elsewhere to this interface's address.
+    fn ask(tap: &OwnedFd, order: &Order, v6: bool) -> Result<(), String> {
+        let from_gateway = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], order.mac.0);
+        let mut frame = vec![0; VNET_HEADER];
+        let [from4, from6] = ELSEWHERE;
+        if v6 {
+            let from: Ipv6Addr = from6.parse().map_err(text)?;
+            let to = order.v6.ok_or("no IPv6")?.address;
+            let packet = from_gateway.ipv6(from.octets(), to.octets(), 64).tcp(4000, 9, 1, 1000).syn();
+            packet.write(&mut frame, &[]).map_err(text)?;
+        } else {
+            let from: Ipv4Addr = from4.parse().map_err(text)?;
+            let to = order.v4.ok_or("no IPv4")?.address;
+            let packet = from_gateway.ipv4(from.octets(), to.octets(), 64).tcp(4000, 9, 1, 1000).syn();
+            packet.write(&mut frame, &[]).map_err(text)?;
+        }
+        nix::unistd::write(tap, &frame).map(drop).map_err(text)
+    }
+
+    /// Whom the interface looks for on its link, as ARP and neighbor solicitations say; the first of one family.
+    fn looked_for(tap: &OwnedFd, v6: bool, patience: Duration) -> Option<IpAddr> {
+        let end = Instant::now() + patience;
+        let mut buffer = [0; 2048];
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let mut fds = [PollFd::new(tap.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut fds, PollTimeout::try_from(left).unwrap()) != Ok(1) {
+                return None;
+            }
+            let length = nix::unistd::read(tap, &mut buffer).ok()?;
+            let frame = &buffer[VNET_HEADER..length];
+            if !v6 && frame[12..14] == [8, 6] {
+                return Some(Ipv4Addr::from(<[u8; 4]>::try_from(&frame[38..42]).unwrap()).into());
+            }
+            // ICMPv6 type 135 (RFC 4861 section 4.3).
+            if v6 && frame[12..14] == [0x86, 0xdd] && frame[20] == 58 && frame[54] == 135 {
+                return Some(Ipv6Addr::from(<[u8; 16]>::try_from(&frame[62..78]).unwrap()).into());
+            }
+        }
+    }
+
+    #[test]
+    fn answers_leave_by_the_interface_the_question_came_by() {
+        in_namespace(|| {
+            let orders = [order(176, true, false), order(177, false, false)];
+            let mut made = Vec::new();
+            for order in &orders {
+                made.push(make(order).map_err(text)?);
+            }
+            if made.iter().map(|made| made.name.as_str()).collect::<Vec<_>>() != ["eth0", "eth1"] {
+                return Err(format!("{made:?}"));
+            }
+            for v6 in [false, true] {
+                for (asked, order) in orders.iter().enumerate() {
+                    ask(&made[asked].link.fd, order, v6)?;
+                    let gateway = families(order).find(|(ip, ..)| ip.is_ipv6() == v6).and_then(|(.., gateway)| gateway);
+                    let found = looked_for(&made[asked].link.fd, v6, Duration::from_secs(5));
+                    if found.is_none() || found != gateway {
+                        return Err(format!("asked by {asked}, IPv6 {v6}: it looks for {found:?}"));
+                    }
+                    if let Some(found) = looked_for(&made[1 - asked].link.fd, v6, Duration::ZERO) {
+                        return Err(format!("asked by {asked}, IPv6 {v6}: the other looks for {found}"));
+                    }
+                }
+            }
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn one_interface_has_the_default_route_and_the_next_one_takes_it() {
+        in_namespace(|| {
+            let (first, second) = (order(176, true, false), order(177, false, false));
+            let (one, two) = (make(&first).map_err(text)?, make(&second).map_err(text)?);
+            let from = |order: &Order, v6| families(order).find(|(ip, ..)| ip.is_ipv6() == v6).map(|(ip, ..)| ip);
+            for (v6, to) in [(false, ELSEWHERE[0]), (true, ELSEWHERE[1])] {
+                if Some(source(to)?) != from(&first, v6) {
+                    return Err(format!("{to} is reached from {}", source(to)?));
+                }
+            }
+            if source("10.177.0.9")? != IpAddr::from([10, 177, 0, 2])
+                || source("fd00:b1::9")? != from(&second, true).unwrap()
+            {
+                return Err("what is on the link is reached from another one's address".to_owned());
+            }
+            take_default(&two.name, &second).map_err(text)?;
+            remove(&one.name, &first).map_err(text)?;
+            drop(one);
+            for (v6, to) in [(false, ELSEWHERE[0]), (true, ELSEWHERE[1])] {
+                if Some(source(to)?) != from(&second, v6) {
+                    return Err(format!("{to} is reached from {} afterwards", source(to)?));
+                }
+            }
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn nothing_is_left_of_what_was_removed() {
+        in_namespace(|| {
+            let state = || -> Result<(usize, usize, usize), String> {
+                let mut netlink = Netlink::open().map_err(text)?;
+                let rules = netlink.rules().map_err(text)?.len();
+                Ok((netlink.links().map_err(text)?.len(), rules, netlink.routes().map_err(text)?.len()))
+            };
+            super::super::link::configure_namespace().map_err(text)?;
+            let before = state()?;
+            for (choice, internal) in [(LinkChoice::Tap, false), (LinkChoice::Packet, false), (LinkChoice::Tap, true)] {
+                let order = Order { link: choice, ..order(176, true, internal) };
+                let made = make(&order).map_err(text)?;
+                let during = state()?;
+                if during.0 != before.0 + 1 || during.1 != before.1 + 2 || during.2 <= before.2 {
+                    return Err(format!("{choice:?}: {during:?}"));
+                }
+                remove(&made.name, &order).map_err(text)?;
+                if state()? != before {
+                    return Err(format!("{choice:?}: {:?} instead of {before:?}", state()?));
+                }
+                // Once more is no error.
+                remove(&made.name, &order).map_err(text)?;
+            }
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn an_internal_interface_leads_nowhere_else_whatever_the_default_route_says() {
+        in_namespace(|| {
+            let (_open, internal) = (make(&order(176, true, false)).map_err(text)?, order(177, false, true));
+            let _made = make(&internal).map_err(text)?;
+            for (own, to) in [("10.177.0.2", ELSEWHERE[0]), ("fd00:b1::2", ELSEWHERE[1])] {
+                let socket = UdpSocket::bind(SocketAddr::new(own.parse().map_err(text)?, 0)).map_err(text)?;
+                match socket.connect(SocketAddr::new(to.parse().map_err(text)?, 9)) {
+                    Err(error) if matches!(error.raw_os_error(), Some(libc::EHOSTUNREACH | libc::ENETUNREACH)) => {}
+                    other => return Err(format!("{own} to {to}: {other:?}")),
+                }
+            }
+            // An interface that leads nowhere takes the default route away from the one that had it.
+            take_default(&_made.name, &internal).map_err(text)?;
+            match source(ELSEWHERE[0]) {
+                Err(error) if error.contains("unreachable") => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
+    }
+
+    #[test]
+    fn what_cannot_be_made_leaves_nothing() {
+        in_namespace(|| {
+            let taken = order(176, true, false);
+            let _one = make(&taken).map_err(text)?;
+            let again = Order { name: Some("eth7".into()), mtu: 20, ..order(177, false, false) };
+            if let Ok(made) = make(&again) {
+                return Err(format!("{made:?}"));
+            }
+            let mut netlink = Netlink::open().map_err(text)?;
+            if netlink.link("eth7").is_ok() {
+                return Err("the interface is there".to_owned());
+            }
+            match make(&Order { name: Some("eth0".into()), ..again }) {
+                Err(LinkError::Tap(crate::sys::tun::TapError::Taken(name))) if name == "eth0" => Ok(()),
+                other => Err(format!("{:?}", other.map(|made| made.link.kind == LinkKind::Tap))),
+            }
+        });
+    }
+}
