@@ -95,7 +95,40 @@ fn a_command_line_that_makes_no_sense_is_one_line_and_2() {
         (&["run", "--no-dns", "--dns", "192.0.2.1"], "contradicts"),
         (&["run", "--udp-timeout", "0"], "at least a second"),
         (&["run", "--outbound-addr", "192.0.2.1", "--outbound-addr", "192.0.2.2"], "second IPv4 address"),
-        (&["run", "--net", "what"], "possible are private, bridge, container, none, host"),
+        (&["run", "--net", "what_now"], "it holds another character; possible are bridge, private, none, host"),
+        (&["run", "--net", "container"], "container:web"),
+        (&["run", "--net", "container:a/b"], "a sandbox's name or id"),
+        (&["run", "--net", "ns:"], "ns:/proc/4711/ns/net"),
+        (&["run", "--net", "ip=10.0.0.1"], "write name=NETWORK,ip=10.0.0.1"),
+        (&["run", "--net", "host", "--net", "a"], "'--net host' goes with no other network"),
+        (&["run", "--net", "a", "--net", "none"], "'--net none' goes with no other network"),
+        (&["run", "--net", "a", "--net", "a"], "given twice"),
+        (
+            &["run", "--net", "a", "--mtu", "1500"],
+            "take '--net private', or make a network with `tapline network create",
+        ),
+        (&["run", "--net", "a", "--subnet6", "fd01::/64"], "network create --subnet`"),
+        (&["run", "--net", "a", "--outbound-interface", "eth0"], "as a whole, and `a` is shared: take '--net private'"),
+        (&["run", "--net", "a", "--default-net", "b"], "not on: add '--net b'"),
+        (&["run", "--net", "a", "--on", "b"], "not on: add '--net b'"),
+        (&["run", "--net", "a", "--ip", "fd00::1"], "--ip6 is for those"),
+        (&["run", "--net", "a", "--ip6", "10.0.0.1"], "--ip is for those"),
+        (&["run", "--net", "name=a,ip=10.0.0.2", "--ip", "10.0.0.1"], "leave one of them out"),
+        (&["run", "--net", "a", "--net", "name=b,ifname=x0", "--ifname", "x0"], "both be called x0"),
+        (&["run", "--net", "private", "--link", "db"], "'--link' has no effect with '--net private', it is for shared"),
+        (&["run", "--net", "none", "--network-alias", "db"], "it is for shared networks"),
+        (&["run", "--net", "a", "--link", "db:x", "--link", "cache:x"], "x already leads to db"),
+        (&["run", "--net", "a", "--name", "web", "--link", "db:web"], "take another alias"),
+        (
+            &["run", "--net", "container:web", "-p", "80"],
+            "'-p' has no effect with '--net container:web': the ports there",
+        ),
+        (&["run", "--net", "container:web", "--hostname", "a"], "which takes it from the other sandbox"),
+        (&["run", "--net", "container:web", "--add-host", "a:192.0.2.1"], "which takes it from the other sandbox"),
+        (&["run", "--net", "container:web", "--dns", "192.0.2.1"], "no effect with '--net container:web'"),
+        (&["run", "--net", "container:web", "--map-user", "keep"], "whose user ids are those"),
+        (&["run", "--net", "container:web", "--net", "a"], "'--net container:web' goes with no other network"),
+        (&["run", "--net", "ns:/x", "--mtu", "1500"], "no effect with '--net ns:/x'"),
         (&["run", "-v", "-q"], "contradicts"),
         (&["run", "--no-dns", "--dns-option", "rotate"], "contradicts"),
         (&["run", "--net", "none", "--mtu", "1500"], "'--mtu' has no effect with '--net none'"),
@@ -238,6 +271,71 @@ fn a_plan_without_options_is_slirps_layout() {
     let name = plan["name"].as_str().unwrap();
     assert_eq!(name, format!("true-{}", &plan["id"].as_str().unwrap()[..8]));
     assert_eq!(plan["names"]["hostname"], name);
+}
+
+#[test]
+fn shared_networks_are_in_the_plan() {
+    let home = Home::new();
+    let words = [
+        "--net",
+        "front",
+        "--net",
+        "name=back,ip=10.9.0.7,alias=store",
+        "--ip",
+        "10.8.0.7",
+        "--ip6",
+        "fd08::7",
+        "--mac",
+        "02:00:00:00:00:07",
+        "--network-alias",
+        "App",
+        "--ifname",
+        "front0",
+        "--default-net",
+        "back",
+        "--on",
+        "front",
+        "--link",
+        "db:sql",
+        "--host-loopback",
+        "-p",
+        "8080:80",
+    ];
+    let plan = home.plan(&["run"].iter().chain(&words).chain(&["true"]).copied().collect::<Vec<_>>());
+    assert_eq!(plan["mode"], "bridge");
+    let join = |network, v4, v6, mac, aliases, ifname| serde_json::json!({"network": network, "v4": v4, "v6": v6, "mac": mac, "aliases": aliases, "ifname": ifname});
+    let front =
+        join("front", Some("10.8.0.7"), Some("fd08::7"), Some("02:00:00:00:00:07"), ["app"].as_slice(), Some("front0"));
+    let back = join("back", Some("10.9.0.7"), None, None, ["app", "store"].as_slice(), None);
+    assert_eq!(plan["joins"], serde_json::json!([front, back]));
+    assert_eq!((&plan["default_net"], &plan["publish_on"]), (&"back".into(), &"front".into()));
+    assert_eq!(plan["links"], serde_json::json!([{"sandbox": "db", "alias": "sql"}]));
+    assert_eq!(plan["access"], serde_json::json!({"host_loopback": true, "metadata": false}));
+    let text = home.stdout(&["run", "--dry-run"].iter().chain(&words).copied().collect::<Vec<_>>());
+    for expected in [
+        "network    front, shared: 10.8.0.7, fd08::7, 02:00:00:00:00:07, interface front0, also called app",
+        "network    back, shared: 10.9.0.7, also called app, store",
+        "route      through back",
+        "link       to db, called sql",
+        "published  towards its address on front",
+    ] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+}
+
+#[test]
+fn networks_may_stand_in_the_file_and_what_does_not_fit_a_call_is_for_others() {
+    let home = Home::with_config(
+        "[run]\nnet = [\"front\", \"back\"]\ndefault-net = \"back\"\nmtu = 576\nmap-user = \"keep\"\n",
+    );
+    let plan = home.plan(&["run", "true"]);
+    assert_eq!((plan["joins"].as_array().unwrap().len(), &plan["default_net"]), (2, &"back".into()));
+    let plan = home.plan(&["run", "--net", "side", "true"]);
+    assert_eq!((&plan["joins"][0]["network"], plan["default_net"].is_null()), (&"side".into(), true));
+    let plan = home.plan(&["run", "--net", "container:web", "true"]);
+    assert_eq!((&plan["mode"], &plan["container"]), (&"container".into(), &serde_json::json!({"sandbox": "web"})));
+    let text = home.stdout(&["run", "--dry-run", "--net", "ns:/run/netns/a"]);
+    assert!(text.contains("network    the namespace at /run/netns/a"), "{text}");
 }
 
 #[test]

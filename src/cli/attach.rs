@@ -73,7 +73,8 @@ impl AttachArgs {
             (None, Some(netns)) => Target::Path { netns: netns.clone(), userns: self.userns.clone() },
             (None, None) => return Err(Failure::Usage("attach", "a PID or --netns PATH is needed".into())),
         };
-        let mut shared = options::resolve("attach", "attach".as_ref(), &self.network, &self.access, &self.names, None)?;
+        let mut shared =
+            options::resolve("attach", "attach".as_ref(), &self.network, &self.access, &self.names, None, true)?;
         if self.ready_fd.is_some() && self.ready_fd == self.exit_fd {
             return Err(Failure::Usage(
                 "attach",

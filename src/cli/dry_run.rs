@@ -1,11 +1,13 @@
 //! `--dry-run`: the plan, for people or for programs.
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
 use clap::ValueEnum;
 
 use super::ps::mode_word;
 use crate::plan::{
-    Attach, Auto, Interface, LinkChoice, MapUser, Mode, Network, PidMode, Ports, PublishSpec, Run, Target,
+    Attach, Auto, HostTarget, Interface, LinkChoice, MapUser, Mode, Names, Network, PidMode, Ports, PublishSpec, Run,
+    Shared, Target,
 };
 
 /// How the plan is printed.
@@ -43,10 +45,11 @@ pub fn run(plan: &Run, warnings: &[String], format: Format) -> anyhow::Result<St
     lines.add("command", words.join(" "));
     lines.add(
         "user",
-        match plan.map_user {
-            MapUser::Root => "root inside, the caller outside",
-            MapUser::Keep => "the caller, inside as outside",
-            MapUser::Auto => "root inside, with the caller's subordinate ids behind it",
+        match (plan.mode, plan.map_user) {
+            (Mode::Container, _) => "as in the other sandbox",
+            (_, MapUser::Root) => "root inside, the caller outside",
+            (_, MapUser::Keep) => "the caller, inside as outside",
+            (_, MapUser::Auto) => "root inside, with the caller's subordinate ids behind it",
         },
     );
     lines.add(
@@ -59,18 +62,31 @@ pub fn run(plan: &Run, warnings: &[String], format: Format) -> anyhow::Result<St
     if plan.locked {
         lines.add("locked", "CMD has no capability over its network and mounts");
     }
-    lines.add("hostname", &plan.names.hostname);
     match plan.mode {
-        Mode::Private | Mode::Bridge => {
+        Mode::Container => lines.add("hostname", "the other sandbox's, and its resolv.conf and hosts"),
+        _ => lines.add("hostname", &plan.names.hostname),
+    }
+    match plan.mode {
+        Mode::Bridge => {
+            add_shared(&mut lines, plan);
+            add_ports(&mut lines, &plan.ports);
+            if let Some(network) = &plan.publish_on {
+                lines.add("published", format_args!("towards its address on {network}"));
+            }
+        }
+        Mode::Private => {
             add_network(&mut lines, &plan.network, plan.names.search.as_deref(), &plan.interface);
             if !plan.names.options.is_empty() {
                 lines.add("resolver", format_args!("options {}", plan.names.options.join(" ")));
             }
             add_ports(&mut lines, &plan.ports);
         }
-        Mode::None | Mode::Container => {
-            lines.add("network", format_args!("{}: lo and nothing else", mode_word(plan.mode)))
-        }
+        Mode::None => lines.add("network", format_args!("{}: lo and nothing else", mode_word(plan.mode))),
+        Mode::Container => match &plan.container {
+            Some(Shared::Path(path)) => lines.add("network", format_args!("the namespace at {}", path.display())),
+            Some(Shared::Sandbox(name)) => lines.add("network", format_args!("that of {name}")),
+            None => {}
+        },
         Mode::Host => lines.add("network", format_args!("{}: the host's own, no isolation", mode_word(plan.mode))),
     }
     add_warnings(&mut lines, warnings);
@@ -100,6 +116,81 @@ pub fn attach(plan: &Attach, warnings: &[String], format: Format) -> anyhow::Res
     Ok(lines.0)
 }
 
+/// Shared networks: what is asked for there. What is not is decided when the sandbox starts.
+fn add_shared(lines: &mut Lines, plan: &Run) {
+    for join in &plan.joins {
+        let mut wanted: Vec<String> = Vec::new();
+        wanted.extend(join.v4.map(|ip| ip.to_string()));
+        wanted.extend(join.v6.map(|ip| ip.to_string()));
+        if wanted.is_empty() {
+            wanted.push("the lowest free addresses".to_owned());
+        }
+        wanted.extend(join.mac.map(|mac| mac.to_string()));
+        wanted.extend(join.ifname.as_ref().map(|name| format!("interface {name}")));
+        if !join.aliases.is_empty() {
+            wanted.push(format!("also called {}", join.aliases.join(", ")));
+        }
+        lines.add("network", format_args!("{}, shared: {}", join.network, wanted.join(", ")));
+    }
+    match &plan.default_net {
+        Some(network) => lines.add("route", format_args!("through {network}")),
+        None if plan.joins.len() > 1 => lines.add("route", "through the first of them that is not internal"),
+        None => {}
+    }
+    lines.add(
+        "links",
+        match plan.interface.link {
+            LinkChoice::Auto => "TAPs, or packet sockets where there is no /dev/net/tun",
+            LinkChoice::Tap => "TAPs",
+            LinkChoice::Packet => "packet sockets",
+        },
+    );
+    add_access(lines, plan.access.host_loopback, plan.access.metadata);
+    let Names { dns, servers, search, options, hosts, .. } = &plan.names;
+    add_resolver(lines, *dns, servers, search.as_deref());
+    if !options.is_empty() {
+        lines.add("resolver", format_args!("options {}", options.join(" ")));
+    }
+    for (name, target) in hosts {
+        match target {
+            HostTarget::Address(address) => lines.add("name", format_args!("{name} is {address}")),
+            HostTarget::Gateway => lines.add("name", format_args!("{name} is the gateway")),
+        }
+    }
+    for link in &plan.links {
+        let alias = link.alias.as_ref().map(|alias| format!(", called {alias}")).unwrap_or_default();
+        lines.add("link", format_args!("to {}{alias}", link.sandbox));
+    }
+}
+
+fn add_access(lines: &mut Lines, host_loopback: bool, metadata: bool) {
+    lines.add(
+        "host",
+        match host_loopback {
+            true => "the gateway's address leads to the host's loopback",
+            false => "the gateway's address leads to the host's own address; its loopback is closed",
+        },
+    );
+    lines.add("metadata", if metadata { "the clouds' metadata addresses are open" } else { "refused" });
+}
+
+fn add_resolver(lines: &mut Lines, dns: bool, servers: &[IpAddr], search: Option<&[String]>) {
+    lines.add(
+        "resolvers",
+        match (dns, servers) {
+            (false, _) => "none".to_owned(),
+            (true, []) => "the network's DNS address, which asks the host's".to_owned(),
+            (true, some) => some.iter().map(|ip| ip.to_string()).collect::<Vec<_>>().join(", "),
+        },
+    );
+    match search {
+        _ if !dns => {}
+        None => lines.add("search", "the host's domains"),
+        Some([]) => lines.add("search", "none"),
+        Some(domains) => lines.add("search", domains.join(" ")),
+    }
+}
+
 fn add_network(lines: &mut Lines, network: &Network, search: Option<&[String]>, interface: &Interface) {
     lines.add("network", format_args!("private, MTU {}", network.mtu));
     if let Some(v4) = network.v4 {
@@ -116,28 +207,8 @@ fn add_network(lines: &mut Lines, network: &Network, search: Option<&[String]>, 
         LinkChoice::Packet => "a packet socket",
     };
     lines.add("interface", format_args!("{}, {}, {link}", interface.name, interface.mac));
-    lines.add(
-        "host",
-        match network.host_loopback_allowed {
-            true => "the gateway's address leads to the host's loopback",
-            false => "the gateway's address leads to the host's own address; its loopback is closed",
-        },
-    );
-    lines.add("metadata", if network.metadata_allowed { "the clouds' metadata addresses are open" } else { "refused" });
-    lines.add(
-        "resolvers",
-        match (network.dns_enabled, network.dns_servers.as_slice()) {
-            (false, _) => "none".to_owned(),
-            (true, []) => "the network's DNS address, which asks the host's".to_owned(),
-            (true, some) => some.iter().map(|ip| ip.to_string()).collect::<Vec<_>>().join(", "),
-        },
-    );
-    match search {
-        _ if !network.dns_enabled => {}
-        None => lines.add("search", "the host's domains"),
-        Some([]) => lines.add("search", "none"),
-        Some(domains) => lines.add("search", domains.join(" ")),
-    }
+    add_access(lines, network.host_loopback_allowed, network.metadata_allowed);
+    add_resolver(lines, network.dns_enabled, &network.dns_servers, search);
     for (name, address) in &network.local_names {
         lines.add("name", format_args!("{name} is {address}"));
     }

@@ -32,6 +32,7 @@ mod exec;
 mod gateway;
 mod inspect;
 mod man;
+mod net_options;
 mod options;
 mod output;
 mod pages;

@@ -21,6 +21,9 @@ pub const HOST_NAMES: [&str; 3] = ["host.tapline.internal", "host.docker.interna
 /// The MTU where none is asked for, in bytes: slirp's, and the largest.
 pub const DEFAULT_MTU: u16 = 65520;
 
+/// The interface of a private network where no name is asked for.
+const DEFAULT_IFNAME: &str = "tap0";
+
 /// Idle UDP flows live so long where nothing else is asked for (RFC 4787 REQ-5 recommends five minutes).
 pub const DEFAULT_UDP_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -109,15 +112,15 @@ pub struct NetworkArgs {
 
     /// Ethernet address of the interface [default: 02:42 and the sandbox's IPv4 address]
     #[arg(long, value_name = "MAC")]
-    mac: Option<MacAddr>,
+    pub mac: Option<MacAddr>,
 
-    /// Name of the interface inside
-    #[arg(long, value_name = "NAME", value_parser = words::parse_interface, default_value = "tap0")]
-    ifname: String,
+    /// Name of the interface inside [default: tap0; on shared networks eth0 and up]
+    #[arg(long, value_name = "NAME", value_parser = words::parse_interface)]
+    pub ifname: Option<String>,
 
     /// How frames travel between the sandbox and its gateway
     #[arg(long, value_name = "KIND", value_enum, default_value_t = LinkChoice::Auto)]
-    link: LinkChoice,
+    link_kind: LinkChoice,
 
     /// Source address of connections to the outside; once for IPv4, once for IPv6
     #[arg(long, value_name = "IP", value_parser = words::parse_address)]
@@ -144,11 +147,11 @@ pub struct AccessArgs {
     /// Without it that address, and the name host.tapline.internal, lead to the host's own non-loopback address: what
     /// the host offers to its network can be used, and nothing of what it offers only to itself.
     #[arg(long)]
-    host_loopback: bool,
+    pub host_loopback: bool,
 
     /// Let the clouds' metadata services be reached (169.254.169.254 and its like)
     #[arg(long)]
-    allow_metadata: bool,
+    pub allow_metadata: bool,
 }
 
 /// Names inside.
@@ -165,7 +168,7 @@ pub struct NamesArgs {
 
     /// Another name inside; the address may be `host-gateway`, for the host; may be repeated
     #[arg(long, value_name = "NAME:IP", value_parser = words::parse_add_host)]
-    add_host: Vec<(String, HostTarget)>,
+    pub add_host: Vec<(String, HostTarget)>,
 
     /// No name resolution: an empty resolv.conf, and nobody answers at the DNS address
     #[arg(long)]
@@ -211,6 +214,7 @@ pub struct Resolved {
 }
 
 /// What the shared options mean together. `verb` is the subcommand, `base` the word that a default name begins with.
+/// Where the sandbox has no network of its own, what is said of one is for other calls and not judged.
 pub fn resolve(
     verb: &'static str,
     base: &OsStr,
@@ -218,6 +222,7 @@ pub fn resolve(
     access: &AccessArgs,
     names: &NamesArgs,
     hostname: Option<&str>,
+    own_network: bool,
 ) -> Result<Resolved, Failure> {
     let usage = |text: String| Failure::Usage(verb, text);
     let mut warnings = Vec::new();
@@ -232,7 +237,7 @@ pub fn resolve(
     let v6 =
         if network.ipv4_only { None } else { Ipv6Layout::slirp(network.subnet6.unwrap_or(subnet::DEFAULT_SUBNET6)) };
     let mtu = network.mtu.unwrap_or(DEFAULT_MTU);
-    if v6.is_some() && mtu < 1280 {
+    if own_network && v6.is_some() && mtu < 1280 {
         return Err(usage(format!(
             "'{mtu}' is no value for '--mtu <BYTES>' with IPv6, which needs 1280 bytes at least (RFC 8200): take more, or add --ipv4-only"
         )));
@@ -243,11 +248,11 @@ pub fn resolve(
         (None, None) => return Err(usage("'--ipv4-only' contradicts '--ipv6-only': give one of them".into())),
     };
     let mac = network.mac.unwrap_or(derived_mac);
-    if mac == gateway_mac {
+    if own_network && mac == gateway_mac {
         return Err(usage(format!("'{mac}' is no value for '--mac <MAC>': the gateway has it, take another")));
     }
     let udp_timeout = network.udp_timeout.unwrap_or(DEFAULT_UDP_TIMEOUT);
-    if udp_timeout < SHORTEST_UDP_TIMEOUT {
+    if own_network && udp_timeout < SHORTEST_UDP_TIMEOUT {
         warnings.push(format!(
             "--udp-timeout of {} s is less than the two minutes of RFC 4787: idle UDP conversations may break",
             udp_timeout.as_secs()
@@ -279,7 +284,8 @@ pub fn resolve(
         outbound: outbound(network).map_err(usage)?,
         udp_timeout,
     };
-    let interface = Interface { name: network.ifname.clone(), mac, link: network.link, configure: true };
+    let ifname = network.ifname.clone().unwrap_or_else(|| DEFAULT_IFNAME.to_owned());
+    let interface = Interface { name: ifname, mac, link: network.link_kind, configure: true };
     Ok(Resolved { id, name, network: resolved_network, interface, names: resolved_names, warnings })
 }
 

@@ -89,7 +89,7 @@ pub const PAGES: &[Page] = &[
                 "A service on the host's loopback is reached through the gateway's address:",
                 "tapline run --host-loopback -- curl http://host.tapline.internal:8000",
             ),
-            ("Other addresses, IPv4 only:", "tapline run --subnet 192.168.7.0/24 --ipv4-only"),
+            ("Other addresses, IPv4 only:", "tapline run --net private --subnet 192.168.7.0/24 --ipv4-only"),
             ("A resolver and a name of one's own:", "tapline run --dns 192.0.2.53 --add-host db:192.0.2.7"),
             (
                 "A service on port 8080 of the host, for its own users only:",
@@ -97,6 +97,11 @@ pub const PAGES: &[Page] = &[
             ),
             ("Whatever the command listens at, under the same number:", "tapline run -p auto -- npm start"),
             ("One port of the host's loopback:", "tapline run --reach 5432 -- psql -h 127.0.0.1"),
+            (
+                "Two networks, with a name of its own on both:",
+                "tapline run --name api --net front --net back --network-alias app -- ./serve",
+            ),
+            ("A tool beside a sandbox, on the same network:", "tapline run --net container:web -- ss -tln"),
             ("What would be done:", "tapline run --dry-run -- make test"),
         ],
         exit_status: COMMAND_STATUS,

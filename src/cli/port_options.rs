@@ -3,7 +3,6 @@ use clap::Args;
 use ipnet::IpNet;
 
 use super::error::Failure;
-use super::ps::mode_word;
 use crate::plan::{self, Expose, Mode, Ports, Protocol, ProxyVersion, PublishArg, PublishSpec, Reach};
 
 /// The options' names, as they are typed.
@@ -105,20 +104,24 @@ pub fn add_proxy(specs: &mut [PublishSpec], version: ProxyVersion) -> bool {
     any
 }
 
-/// Why an option about ports cannot be used in a mode other than private.
-pub fn refusal(option: &str, mode: Mode) -> String {
+/// Why an option about ports cannot be used in a mode.
+/// `word` is what stands behind --net.
+pub fn refusal(option: &str, mode: Mode, word: &str) -> String {
     let option = match option {
         "publish" => "-p",
         "publish-all" => "-P",
         other => &format!("--{other}"),
     };
-    let mode_word = mode_word(mode);
     match mode {
         Mode::Host => format!(
             "'{option}' has no effect with '--net host': the command's own ports are the host's: leave {option} out"
         ),
-        _ => format!(
-            "'{option}' has no effect with '--net {mode_word}': nothing leads into or out of such a sandbox: leave one of them out"
+        Mode::Container => format!(
+            "'{option}' has no effect with '--net {word}': the ports there are the other sandbox's, so give {option} to \
+             that one"
+        ),
+        Mode::Private | Mode::Bridge | Mode::None => format!(
+            "'{option}' has no effect with '--net {word}': nothing leads into or out of such a sandbox: leave one of them out"
         ),
     }
 }

@@ -5,9 +5,9 @@ use clap::{ArgMatches, Args};
 
 use super::dry_run::{self, Format};
 use super::error::Failure;
+use super::net_options::NetsArgs;
 use super::options::{self, AccessArgs, LoggingArgs, NamesArgs, NetworkArgs};
 use super::port_options::{self, PORT_OPTIONS, PortsArgs};
-use super::ps::mode_word;
 use super::{output, rooms};
 use crate::plan::{self, MapUser, Mode, PidMode, words};
 
@@ -18,11 +18,7 @@ use crate::plan::{self, MapUser, Mode, PidMode, words};
 /// started, and leaves nothing behind.
 #[derive(Args, Debug)]
 pub struct RunArgs {
-    /// Which network CMD gets
-    #[arg(long, value_name = "MODE", value_enum, default_value_t = Mode::Private)]
-    net: Mode,
-
-    /// Hostname inside [default: the sandbox's name; with --net host the host's]
+    /// Hostname inside [default: the sandbox's name; with --net host the host's, with container: that one's]
     #[arg(long, value_name = "NAME", value_parser = words::parse_hostname)]
     hostname: Option<String>,
 
@@ -45,6 +41,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "FORMAT", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "text")]
     dry_run: Option<Format>,
 
+    #[command(flatten)]
+    nets: NetsArgs,
     #[command(flatten)]
     network: NetworkArgs,
     #[command(flatten)]
@@ -75,7 +73,7 @@ const OF_THE_NETWORK: [&str; 13] = [
     "ipv6-only",
     "mac",
     "ifname",
-    "link",
+    "link-kind",
     "outbound-addr",
     "outbound-interface",
     "udp-timeout",
@@ -87,31 +85,45 @@ impl RunArgs {
     /// Refuses what was typed and would have no effect: whoever types it expects one. In the configuration file it
     /// may stand, for other calls.
     pub fn check_effects(&self, typed: &ArgMatches) -> Result<(), Failure> {
-        let resolver: &[&str] = match self.net {
+        self.nets.check_effects(typed).map_err(|text| Failure::Usage("run", text))?;
+        let others: &[&str] = match self.nets.mode() {
             Mode::Private | Mode::Bridge => return Ok(()),
             // resolv.conf is written when there is a resolver to write.
             Mode::None if self.names.dns.is_empty() => &["dns-search", "dns-option"],
             Mode::None => &[],
-            Mode::Host | Mode::Container => &["dns", "dns-search", "dns-option", "no-dns"],
+            Mode::Host => &["dns", "dns-search", "dns-option", "no-dns"],
+            Mode::Container => &["dns", "dns-search", "dns-option", "no-dns", "add-host", "hostname", "map-user"],
         };
         if let Some(option) = PORT_OPTIONS.iter().find(|option| options::is_given(typed, option)) {
-            return Err(Failure::Usage("run", port_options::refusal(option, self.net)));
+            return Err(Failure::Usage("run", port_options::refusal(option, self.nets.mode(), &self.nets.word())));
         }
-        match OF_THE_NETWORK.iter().chain(resolver).find(|option| options::is_given(typed, option)) {
+        match OF_THE_NETWORK.iter().chain(others).find(|option| options::is_given(typed, option)) {
             None => Ok(()),
-            Some(option) => Err(Failure::Usage(
-                "run",
-                format!("'--{option}' has no effect with '--net {}': leave one of them out", mode_word(self.net)),
-            )),
+            Some(option) => {
+                let why = match (self.nets.mode(), *option) {
+                    (Mode::Container, "map-user") => ", whose user ids are those of that network's sandbox",
+                    (Mode::Container, _) => ", which takes it from the other sandbox",
+                    _ => "",
+                };
+                let word = self.nets.word();
+                let text = format!("'--{option}' has no effect with '--net {word}'{why}: leave one of them out");
+                Err(Failure::Usage("run", text))
+            }
         }
     }
 
     fn plan(&self) -> Result<(plan::Run, Vec<String>), Failure> {
         let command = if self.command.is_empty() { vec![rooms::default_shell()] } else { self.command.clone() };
-        let mut shared =
-            options::resolve("run", &command[0], &self.network, &self.access, &self.names, self.hostname.as_deref())?;
+        let mode = self.nets.mode();
+        let (network, access, names) = (&self.network, &self.access, &self.names);
+        let own_network = mode == Mode::Private;
+        let hostname = self.hostname.as_deref();
+        let mut shared = options::resolve("run", &command[0], network, access, names, hostname, own_network)?;
+        let mut taken: Vec<&str> = names.add_host.iter().map(|(name, _)| name.as_str()).collect();
+        taken.push(&shared.name);
+        let nets = self.nets.resolve(network.mac, network.ifname.as_deref(), &taken)?;
         shared.names.options.clone_from(&self.dns_option);
-        if self.net == Mode::Host
+        if mode == Mode::Host
             && self.hostname.is_none()
             && let Some(own) = rooms::host_name()
         {
@@ -119,7 +131,7 @@ impl RunArgs {
             shared.names.hostname = own;
         }
         // Those in the configuration file are for other calls then.
-        let ports = match self.net {
+        let ports = match mode {
             Mode::Private | Mode::Bridge => {
                 let (ports, warnings) = self.ports.resolve("run")?;
                 shared.warnings.extend(warnings);
@@ -130,15 +142,18 @@ impl RunArgs {
         let plan = plan::Run {
             id: shared.id,
             name: shared.name,
-            mode: self.net,
+            mode,
             network: shared.network,
             interface: shared.interface,
-            joins: Vec::new(),
-            default_net: None,
-            container: None,
-            links: Vec::new(),
-            publish_on: None,
-            access: plan::Access::default(),
+            joins: nets.joins,
+            default_net: nets.default_net,
+            container: nets.container,
+            links: nets.links,
+            publish_on: nets.publish_on,
+            access: match mode {
+                Mode::Bridge => plan::Access { host_loopback: access.host_loopback, metadata: access.allow_metadata },
+                Mode::Private | Mode::None | Mode::Host | Mode::Container => plan::Access::default(),
+            },
             names: shared.names,
             pid: self.pid,
             map_user: self.map_user,

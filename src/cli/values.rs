@@ -2,7 +2,7 @@
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 
-use crate::plan::{LinkChoice, MapUser, Mode, PidMode, ProxyVersion};
+use crate::plan::{LinkChoice, MapUser, PidMode, ProxyVersion};
 
 macro_rules! choices {
     ($($kind:ident { $($word:literal => $variant:ident, $help:literal;)+ })+) => {$(
@@ -19,13 +19,6 @@ macro_rules! choices {
 }
 
 choices! {
-    Mode {
-        "private" => Private, "a network and a gateway of its own";
-        "bridge" => Bridge, "a network shared with other sandboxes";
-        "container" => Container, "the network of another sandbox";
-        "none" => None, "a namespace with lo up and nothing else";
-        "host" => Host, "the host's network, without any isolation";
-    }
     MapUser {
         "root" => Root, "CMD sees itself as root";
         "keep" => Keep, "CMD keeps the caller's user and group ids";

@@ -89,7 +89,7 @@ pub enum PidMode {
     Host,
 }
 
-/// How the sandbox is joined to its gateway (`--link`).
+/// How the sandbox is joined to its gateway (`--link-kind`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LinkChoice {

@@ -34,7 +34,8 @@ pub enum WordError {
     Mtu(&'static str),
 }
 
-fn check_label(text: &str) -> Result<(), &'static str> {
+/// Is it one DNS label? `Err` says what is wrong.
+pub fn check_label(text: &str) -> Result<(), &'static str> {
     match text.as_bytes() {
         [] => Err("it is empty"),
         long if long.len() > 63 => Err("it is longer than 63 bytes"),

@@ -55,7 +55,7 @@ const CARRIER_PAUSE: Duration = Duration::from_millis(1);
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// No TAP, and nothing else was allowed or could help.
-    #[error("{0}{hint}", hint = if .0.is_unavailable() { "; use --link packet, which needs no device" } else { "" })]
+    #[error("{0}{hint}", hint = if .0.is_unavailable() { "; use --link-kind packet, which needs no device" } else { "" })]
     Tap(#[from] TapError),
     /// No second namespace.
     #[error("cannot make a second network namespace for the packet socket: {0}; see user.max_net_namespaces")]
@@ -64,7 +64,7 @@ pub enum LinkError {
     #[error("cannot return to the sandbox's network namespace: {0}")]
     Return(#[source] io::Error),
     /// The kernel makes no veth pairs.
-    #[error("this kernel has no veth interfaces (module veth), which a packet socket needs; use --link tap")]
+    #[error("this kernel has no veth interfaces (module veth), which a packet socket needs; use --link-kind tap")]
     NoVeth,
     /// No packet socket.
     #[error(transparent)]
@@ -535,6 +535,9 @@ mod tests {
         assert!(denied.is_unavailable());
         assert_eq!(denied.to_string(), "cannot open /dev/net/tun: permission denied");
         let forced = LinkError::Tap(denied).to_string();
-        assert_eq!(forced, "cannot open /dev/net/tun: permission denied; use --link packet, which needs no device");
+        assert_eq!(
+            forced,
+            "cannot open /dev/net/tun: permission denied; use --link-kind packet, which needs no device"
+        );
     }
 }

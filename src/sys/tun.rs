@@ -60,10 +60,10 @@ pub enum TapError {
         source: io::Error,
     },
     /// The length of the header in front of frames could not be set (TUNSETVNETHDRSZ).
-    #[error("cannot set the length of the TAP device's frame header: {0}; use --link packet")]
+    #[error("cannot set the length of the TAP device's frame header: {0}; use --link-kind packet")]
     SetVnetHeader(#[source] io::Error),
     /// The offloads were refused, down to none at all (TUNSETOFFLOAD).
-    #[error("cannot set the TAP device's offloads: {0}; use --link packet")]
+    #[error("cannot set the TAP device's offloads: {0}; use --link-kind packet")]
     SetOffload(#[source] io::Error),
     /// A received descriptor is not a TAP device (TUNGETIFF).
     #[error("the descriptor that was handed over is no TAP device: {0}")]

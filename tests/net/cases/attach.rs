@@ -60,7 +60,7 @@ fn attach_by_pid_gives_a_network_until_it_is_ended() -> Result<(), Fault> {
             let pid_file = runtime_dir().join(format!("attach-{link}-{end}.pid"));
             let file = pid_file.display().to_string();
             let pid = target.child.0.id().to_string();
-            let mut child = attach(&["--link", link, "--pid-file", &file, &pid])?;
+            let mut child = attach(&["--link-kind", link, "--pid-file", &file, &pid])?;
             same("addresses", target.ask(&["addresses", "tap0"])?.as_str(), "10.0.2.100/24 fd00::100/64 mtu 65520")?;
             let said = target.ask(&["tcp-echo", &seen_from_inside(server), "1000000"])?;
             same("echo", said.as_str(), "1000000 bytes came back")?;

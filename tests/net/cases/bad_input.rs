@@ -162,7 +162,7 @@ fn an_interface_name_that_is_taken_is_told() -> Result<(), Fault> {
         .map_err(|e| e.to_string())?;
     same(&text(&out.stderr), out.status.code(), Some(0))?;
     for link in ["tap", "packet"] {
-        home.fails(command(&["attach", "--link", link, "--ifname", "same0", &pid]), &["same0", "--ifname"])?;
+        home.fails(command(&["attach", "--link-kind", link, "--ifname", "same0", &pid]), &["same0", "--ifname"])?;
     }
     same("the first is still there", target.ask(&["interfaces"])?.as_str(), "lo same0")?;
     let out = command(&["stop", "first-here"]).output().map_err(|e| e.to_string())?;
@@ -245,5 +245,5 @@ fn without_device(why: &str) -> Result<(), Fault> {
     same(&format!("{why}: {errors}"), errors.lines().count(), 1)?;
     holds(errors.clone(), errors.contains("/dev/net/tun"))?;
     let home = Home::new(why)?;
-    home.fails(command(&["run", "--link", "tap", "--", "true"]), &["/dev/net/tun"])
+    home.fails(command(&["run", "--link-kind", "tap", "--", "true"]), &["/dev/net/tun"])
 }

@@ -74,7 +74,7 @@ fn bytes_pass_at_small_mtu() -> Result<(), Fault> {
 fn the_packet_link_carries_bytes() -> Result<(), Fault> {
     let server = tcp_server("127.0.0.1:0", echo);
     for mtu in ["1500", "65520"] {
-        let options = ["--host-loopback", "--link", "packet", "--mtu", mtu];
+        let options = ["--host-loopback", "--link-kind", "packet", "--mtu", mtu];
         let said = probe(&options, &["tcp-echo", &seen_from_inside(server), "3000000"])?;
         same(mtu, said.as_str(), "3000000 bytes came back")?;
     }

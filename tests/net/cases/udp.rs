@@ -180,7 +180,7 @@ fn frames_that_make_no_sense_do_no_harm() -> Result<(), Fault> {
     let to = seen_from_inside(server);
     for link in ["tap", "packet"] {
         let name = format!("noise-{link}");
-        let mut console = sandbox(&name, &["--link", link, "--host-loopback"])?;
+        let mut console = sandbox(&name, &["--link-kind", link, "--host-loopback"])?;
         let gateway = gateway_of(console.child.0.id())?;
         same("before", console.ask(&["tcp-echo", &to, "100000"])?.as_str(), "100000 bytes came back")?;
         same("noise", console.ask(&["frames", "20000"])?.as_str(), "20000 sent")?;
