@@ -9,8 +9,8 @@ use std::process::{Command, ExitCode};
 
 /// What to try, what the reader is told of it, and the options.
 const STOPS: [(&str, &[&str]); 3] = [
-    ("A network of its own; the loopback of this machine is closed:", &[]),
-    ("The same, with this machine's loopback let in:", &["--host-loopback"]),
+    ("A network of its own; the loopback of this machine is closed:", &["--net", "private"]),
+    ("The same, with this machine's loopback let in:", &["--net", "private", "--host-loopback"]),
     ("No network at all:", &["--net", "none"]),
 ];
 

@@ -74,17 +74,17 @@ fn a_command_line_that_makes_no_sense_is_one_line_and_2() {
     let cases: &[(&[&str], &str)] = &[
         (&["run", "--mtuu", "1"], "unknown option '--mtuu'; did you mean '--mtu'?"),
         (&["runn"], "unknown command 'runn'; did you mean 'run'?"),
-        (&["run", "--subnet", "10.1.2.3/24"], "did you mean 10.1.2.0/24?"),
-        (&["run", "--subnet", "10.1.2.0/26"], "too small"),
-        (&["run", "--subnet6", "fd00::/120"], "too small"),
-        (&["run", "--subnet", "127.0.0.0/24"], "loopback"),
-        (&["run", "--mac", "03:42:0a:00:02:64"], "multicast bit"),
-        (&["run", "--mac", "02:42:0a:00:02:02"], "the gateway has it"),
-        (&["run", "--mtu", "575"], "too small"),
-        (&["run", "--mtu", "65521"], "too large"),
-        (&["run", "--mtu", "1279"], "1280 bytes at least"),
-        (&["run", "--ipv4-only", "--ipv6-only"], "contradicts"),
-        (&["run", "--ipv4-only", "--subnet6", "fd00::/64"], "contradicts"),
+        (&["run", "--net", "private", "--subnet", "10.1.2.3/24"], "did you mean 10.1.2.0/24?"),
+        (&["run", "--net", "private", "--subnet", "10.1.2.0/26"], "too small"),
+        (&["run", "--net", "private", "--subnet6", "fd00::/120"], "too small"),
+        (&["run", "--net", "private", "--subnet", "127.0.0.0/24"], "loopback"),
+        (&["run", "--net", "private", "--mac", "03:42:0a:00:02:64"], "multicast bit"),
+        (&["run", "--net", "private", "--mac", "02:42:0a:00:02:02"], "the gateway has it"),
+        (&["run", "--net", "private", "--mtu", "575"], "too small"),
+        (&["run", "--net", "private", "--mtu", "65521"], "too large"),
+        (&["run", "--net", "private", "--mtu", "1279"], "1280 bytes at least"),
+        (&["run", "--net", "private", "--ipv4-only", "--ipv6-only"], "contradicts"),
+        (&["run", "--net", "private", "--ipv4-only", "--subnet6", "fd00::/64"], "contradicts"),
         (&["run", "--ifname", "sixteen-bytes---"], "longer than 15 bytes"),
         (&["run", "--ifname", "a/b"], "not allowed"),
         (&["run", "--ifname", "lo"], "loopback interface"),
@@ -93,8 +93,11 @@ fn a_command_line_that_makes_no_sense_is_one_line_and_2() {
         (&["run", "--add-host", "db"], "there is no colon"),
         (&["run", "--dns", "nowhere"], "not an address"),
         (&["run", "--no-dns", "--dns", "192.0.2.1"], "contradicts"),
-        (&["run", "--udp-timeout", "0"], "at least a second"),
-        (&["run", "--outbound-addr", "192.0.2.1", "--outbound-addr", "192.0.2.2"], "second IPv4 address"),
+        (&["run", "--net", "private", "--udp-timeout", "0"], "at least a second"),
+        (
+            &["run", "--net", "private", "--outbound-addr", "192.0.2.1", "--outbound-addr", "192.0.2.2"],
+            "second IPv4 address",
+        ),
         (&["run", "--net", "what_now"], "it holds another character; possible are bridge, private, none, host"),
         (&["run", "--net", "container"], "container:web"),
         (&["run", "--net", "container:a/b"], "a sandbox's name or id"),
@@ -260,8 +263,8 @@ fn ports_may_stand_in_the_file() {
 }
 
 #[test]
-fn a_plan_without_options_is_slirps_layout() {
-    let plan = Home::new().plan(&["run", "--", "true"]);
+fn a_private_network_without_options_is_slirps_layout() {
+    let plan = Home::new().plan(&["run", "--net", "private", "--", "true"]);
     assert_eq!(plan["network"]["v4"]["subnet"], "10.0.2.0/24");
     assert_eq!(plan["network"]["v4"]["gateway"], "10.0.2.2");
     assert_eq!(plan["network"]["v6"]["sandbox"], "fd00::100");
@@ -355,12 +358,12 @@ fn the_plan_for_people_names_the_addresses() {
 #[test]
 fn the_command_line_wins_over_the_file() {
     let home = Home::with_config("mtu = 1500\nipv4-only = true\ndns = [\"192.0.2.1\"]\n[run]\nmtu = 1400\n");
-    assert_eq!(home.plan(&["run", "true"])["network"]["mtu"], 1400);
+    assert_eq!(home.plan(&["run", "--net", "private", "true"])["network"]["mtu"], 1400);
     assert_eq!(home.plan(&["attach", "1"])["network"]["mtu"], 1500);
-    let plan = home.plan(&["run", "--mtu", "9000", "--dns", "192.0.2.9", "true"]);
+    let plan = home.plan(&["run", "--net", "private", "--mtu", "9000", "--dns", "192.0.2.9", "true"]);
     assert_eq!(plan["network"]["mtu"], 9000);
     assert_eq!(plan["names"]["servers"], serde_json::json!(["192.0.2.9"]));
-    let plan = home.plan(&["run", "--ipv6-only", "true"]);
+    let plan = home.plan(&["run", "--net", "private", "--ipv6-only", "true"]);
     assert!(plan["network"]["v4"].is_null() && plan["network"]["v6"].is_object());
 }
 
@@ -368,14 +371,15 @@ fn the_command_line_wins_over_the_file() {
 fn what_the_file_has_on_can_be_switched_off() {
     let home = Home::with_config("host-loopback = true\nipv4-only = true\nsubnet6 = \"fd01::/64\"\nquiet = true\n");
     // The file contradicts itself, which is not forgiven.
-    let line = home.refusal(125, &["run", "--dry-run", "true"]);
+    let line = home.refusal(125, &["run", "--net", "private", "--dry-run", "true"]);
     assert!(line.contains("config.toml: ") && line.contains("contradicts"), "{line}");
-    let plan = home.plan(&["run", "--ipv4-only=false", "--host-loopback=false", "--quiet=false", "true"]);
+    let plan =
+        home.plan(&["run", "--net", "private", "--ipv4-only=false", "--host-loopback=false", "--quiet=false", "true"]);
     assert_eq!(plan["network"]["host_loopback_allowed"], false);
     assert_eq!(plan["network"]["v6"]["subnet"], "fd01::/64");
     assert!(plan["network"]["v4"].is_object());
     assert_eq!(plan["logging"]["verbosity"], 0);
-    let plan = home.plan(&["run", "--ipv6-only", "--host-loopback", "-v", "true"]);
+    let plan = home.plan(&["run", "--net", "private", "--ipv6-only", "--host-loopback", "-v", "true"]);
     assert_eq!(plan["network"]["host_loopback_allowed"], true);
     assert!(plan["network"]["v4"].is_null());
     assert_eq!(plan["logging"]["verbosity"], 1);

@@ -14,7 +14,8 @@ fn command(program: impl AsRef<std::ffi::OsStr>) -> (Command, Scratch) {
     command
         .env("TAPLINE", env!("CARGO_BIN_EXE_tapline"))
         .env("XDG_RUNTIME_DIR", &scratch.0)
-        .env("XDG_CONFIG_HOME", &scratch.0);
+        .env("XDG_CONFIG_HOME", &scratch.0)
+        .env("XDG_DATA_HOME", &scratch.0);
     (command, scratch)
 }
 

@@ -40,7 +40,10 @@ impl Home {
 
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tapline"));
-        command.args(words).env("XDG_RUNTIME_DIR", &self.0).env("XDG_CONFIG_HOME", &self.0).stdin(Stdio::null());
+        for name in ["XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME"] {
+            command.env(name, &self.0);
+        }
+        command.args(words).stdin(Stdio::null());
         command
     }
 

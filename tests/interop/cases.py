@@ -584,7 +584,7 @@ def a_host_whose_ipv6_comes_and_goes(lab):
 
 @case
 def a_sandbox_in_a_sandbox(lab):
-    inner = shlex.join([lab.binary, "run", "--subnet", "10.7.0.0/24", "--subnet6", "fd07::/64", "--", "sh", "-c",
+    inner = shlex.join([lab.binary, "run", "--net", "private", "--subnet", "10.7.0.0/24", "--subnet6", "fd07::/64", "--", "sh", "-c",
                         f"{CURL} {url(FAR4, 'hello')} {url(FAR6, 'hello')} {url('files.lab.test', 'hello')}; ip route"])
     out = lab.inside(f"mkdir -p /tmp/nested-$$; {inner}", quiet=False)
     check(out.count("hello from afar") == 3, out)
@@ -593,7 +593,7 @@ def a_sandbox_in_a_sandbox(lab):
 
 @case
 def a_sandbox_in_a_sandbox_with_the_same_subnet(lab):
-    inner = shlex.join([lab.binary, "run", "--", "sh", "-c", f"{CURL} {url(FAR4, 'hello')}; getent hosts far"])
+    inner = shlex.join([lab.binary, "run", "--net", "private", "--", "sh", "-c", f"{CURL} {url(FAR4, 'hello')}; getent hosts far"])
     out = lab.inside(inner, quiet=False)
     has(out, "hello from afar", "far.lab.test")
 

@@ -8,8 +8,8 @@
     far    10.9.3.2, fd09:3::2: HTTP at 8000
 
 All of it belongs to one user namespace, where this script is root; the host is the namespace the script itself is in.
-tapline is started in a further user namespace, as a user that has no capability over any of this. /etc is a copy, so
-that resolv.conf can be replaced, and names come from dnsmasq at 127.0.0.1.
+tapline is started in a further user namespace (the same one each time), as a user that has no capability over any of
+this. /etc is a copy, so that resolv.conf can be replaced, and names come from dnsmasq at 127.0.0.1.
 """
 import ctypes
 import os
@@ -86,6 +86,7 @@ class Place:
             "HOME": str(self.scratch),
             "XDG_RUNTIME_DIR": str(runtime),
             "XDG_CONFIG_HOME": str(self.scratch / "config"),
+            "XDG_DATA_HOME": str(self.scratch / "data"),
             "LC_ALL": "C",
             "TERM": "dumb",
         }
@@ -141,9 +142,13 @@ class Place:
             raise Fault(f"{shlex.join(map(str, argv))} ended with {process.returncode}: {out}{err}")
         return out, err
 
-    def tapline(self, *words):
-        """tapline's own argv."""
+    def program(self, *words):
+        """tapline's argv, as it is."""
         return [self.binary, *words]
+
+    def tapline(self, *words):
+        """The same; a `run` that does not say which network has one of its own."""
+        return self.program(*of_its_own(words))
 
     def inside(self, script, *options, status=0, limit=LIMIT, quiet=True):
         """Run a shell script in a sandbox; its standard output. tapline may say nothing, but for the link."""
@@ -171,6 +176,15 @@ class Place:
         self.end_case()
         finish(self.lasting)
         self.lasting = []
+
+
+def of_its_own(words):
+    """The words of a command line; with `--net private`, if it is a `run` and does not say which network."""
+    words = list(words)
+    options = words[:words.index("--")] if "--" in words else words
+    if words[:1] == ["run"] and "--net" not in options:
+        words[1:1] = ["--net", "private"]
+    return words
 
 
 def finish(processes):
@@ -273,6 +287,8 @@ class Lab(Place):
         super().build()
         self.building = True
         self.far, self.r1, self.r2 = (self.namespace() for _ in range(3))
+        self.user = self.spawn([*UNPRIVILEGED, "sleep", "infinity"])
+        wait_until(lambda: Path(f"/proc/{self.user.pid}/comm").read_text() == "sleep\n", "the user's namespace")
         env = self.environment | {"R1": str(self.r1.pid), "R2": str(self.r2.pid), "FAR": str(self.far.pid)}
         self.run(["bash", "-c", WORLD], env=env)
         self.lasting = [p for p in self.lasting if p.poll() is None]
@@ -346,9 +362,13 @@ class Lab(Place):
         )
         return process.returncode == 0
 
-    def tapline(self, *words):
+    def program(self, *words):
         """As a user without capabilities here: in a user namespace below this one."""
-        return [*UNPRIVILEGED, self.binary, *words]
+        return [*self.as_user(), self.binary, *words]
+
+    def as_user(self):
+        """What stands in front of a command line of that user."""
+        return ["nsenter", f"--user=/proc/{self.user.pid}/ns/user", "--preserve-credentials", "--"]
 
     def sysctl(self, name, value, ns=None):
         self.run(["sh", "-c", f"echo '{value}' >/proc/sys/{name}"], ns)

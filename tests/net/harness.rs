@@ -57,13 +57,19 @@ pub fn require_user_namespaces() -> Result<(), Fault> {
         .clone()
 }
 
-/// `tapline` with these arguments, its own runtime and configuration directories, and no input.
+/// `tapline` with these arguments, directories of its own, and no input. A `run` that does not say which network has one
+/// of its own: that is what these cases are about, so they need not say it each.
 pub fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(tapline());
+    let options = arguments.split(|word| *word == "--").next().unwrap_or_default();
+    match arguments {
+        ["run", rest @ ..] if !options.contains(&"--net") => command.args(["run", "--net", "private"]).args(rest),
+        _ => command.args(arguments),
+    };
     command
-        .args(arguments)
         .env("XDG_RUNTIME_DIR", runtime_dir())
         .env("XDG_CONFIG_HOME", runtime_dir().join("config"))
+        .env("XDG_DATA_HOME", runtime_dir().join("data"))
         .stdin(Stdio::null());
     command
 }
@@ -75,8 +81,8 @@ pub fn run_probe(options: &[&str], probe: &[&str]) -> Output {
 
 /// The same, not yet started.
 pub fn probe_command(options: &[&str], probe: &[&str]) -> Command {
-    let mut command = command(&["run"]);
-    command.args(options).arg("--").arg(this_program()).arg("probe").args(probe);
+    let mut command = command(&[&["run"], options, &["--"]].concat());
+    command.arg(this_program()).arg("probe").args(probe);
     command
 }
 
@@ -272,8 +278,8 @@ pub fn sandbox_and_errors(name: &str, options: &[&str]) -> Result<(Console, Chil
 }
 
 fn sandbox_command(name: &str, options: &[&str]) -> Command {
-    let mut command = command(&["run", "--name", name]);
-    command.args(options).arg("--").arg(this_program()).arg("console");
+    let mut command = command(&[&["run", "--name", name], options, &["--"]].concat());
+    command.arg(this_program()).arg("console");
     command
 }
 

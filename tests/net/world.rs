@@ -22,8 +22,8 @@ pub fn run(options: &[&str], case: &str) -> Result<(), Fault> {
 
 /// The same with environment variables.
 pub fn run_with(options: &[&str], case: &str, variables: &[(&str, String)]) -> Result<(), Fault> {
-    let mut command = command(&["run", "-q"]);
-    command.args(options).arg("--").arg(this_program()).args(["case", case]);
+    let mut command = command(&[&["run", "-q"], options, &["--"]].concat());
+    command.arg(this_program()).args(["case", case]);
     finish(command.envs(variables.iter().map(|(name, value)| (name, value))))
 }
 

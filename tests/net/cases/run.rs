@@ -380,7 +380,7 @@ fn tapline_is_a_job_like_another() -> Result<(), Fault> {
     let mut running = terminal.start(&shell)?;
     terminal.expect("outside> ")?;
     let tapline = tapline();
-    terminal.press(&format!("{} run -q -- sleep 1000\r", tapline.display()))?;
+    terminal.press(&format!("{} run -q --net private -- sleep 1000\r", tapline.display()))?;
     terminal.wait_for_foreground("sleep")?;
     terminal.press("\x1a")?;
     terminal.expect("Stopped")?;
