@@ -72,7 +72,7 @@ class Place:
 
     def __init__(self, binary, without_tun, scratch):
         self.binary, self.without_tun, self.scratch = binary, without_tun, scratch / type(self).__name__.lower()
-        self.lasting, self.passing = [], []
+        self.lasting, self.passing, self.shells = [], [], 0
         self.building = True
 
     def build(self):
@@ -209,7 +209,8 @@ class Shell:
     """A shell in a sandbox that lives as long as the case, for those that change the world while it runs."""
 
     def __init__(self, place, argv):
-        self.log = place.scratch / "shell.log"
+        place.shells += 1
+        self.log = place.scratch / f"shell-{place.shells}.log"
         self.process = place.spawn(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=open(self.log, "w"), text=True
         )
