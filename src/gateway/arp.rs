@@ -43,7 +43,7 @@ pub fn handle(segment: &mut Segment, peer: Peer, packet: &[u8], link: &mut impl 
         return Err(DropReason::Spoofed);
     }
     let probe = source_protocol_addr == Ipv4Addr::UNSPECIFIED;
-    if !probe && !segment.source_allowed(source_protocol_addr.into()) {
+    if !probe && !segment.source_allowed(peer.port, source_protocol_addr.into()) {
         return Err(DropReason::Spoofed);
     }
     match operation {

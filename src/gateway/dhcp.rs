@@ -5,10 +5,13 @@
 //! For clients that configure themselves. The gateway is the only server of its segment and answers with its own
 //! address as server identifier. A client is known by its port and hardware address.
 //!
-//! Which address it gets: the one it has; else the one that the plan gives its port's endpoint; else the one it
-//! wishes for; else the lowest free of the range. The addresses of the gateway, of DNS, of other ports' endpoints,
-//! and those a client declined (something inside the sandbox has them) are not given. Where nothing is free, the
-//! declined ones are tried again, and after that the port's client that was silent longest loses its address:
+//! On a shared network a client gets the address of its port's endpoint and no other, and must be the endpoint: nobody
+//! else's hardware address is served there. On an internal one no router is named, for there is no way out.
+//!
+//! Which address it gets on a network of its own: the one it has; else the one that the plan gives its port's endpoint;
+//! else the one it wishes for; else the lowest free of the range. The addresses of the gateway, of DNS, of other ports'
+//! endpoints, and those a client declined (something inside the sandbox has them) are not given. Where nothing is free,
+//! the declined ones are tried again, and after that the port's client that was silent longest loses its address:
 //! a sandbox that restarts its client with a new hardware address each time must not lock itself out.
 //!
 //! | message | answer |
@@ -123,6 +126,10 @@ pub fn handle(segment: &mut Segment, packet: &Packet<'_>, link: &mut impl Link) 
         return Err(DropReason::Spoofed);
     }
     let mut request = Request::parse(message_of(packet)?)?;
+    let endpoint = segment.ports.get(&packet.peer.port);
+    if segment.network.sharing.is_some() && endpoint.is_none_or(|endpoint| endpoint.mac != request.mac) {
+        return Err(DropReason::Spoofed);
+    }
     request.room = request.room.min(usize::from(segment.network.mtu).saturating_sub(28).max(MAX_MESSAGE));
     let port = packet.peer.port;
     let planned = segment.ports.get(&port).and_then(|e| e.v4);
@@ -282,6 +289,9 @@ fn choose(
     request: &Request,
     planned: Option<Ipv4Addr>,
 ) -> Option<Ipv4Addr> {
+    if segment.network.sharing.is_some() {
+        return planned;
+    }
     let address = match segment.leases.of(port, request.mac) {
         Some(address) => address,
         None => free_address(segment, layout, port, request.wanted, planned)
@@ -311,9 +321,9 @@ fn free_address(
 /// Is this an address that a client on this port can be given, whoever has it now?
 fn may_have(segment: &Segment, layout: &Ipv4Layout, port: PortId, ip: Ipv4Addr, planned: Option<Ipv4Addr>) -> bool {
     let (first, last) = layout.dhcp_range;
-    segment.source_allowed(ip.into())
+    segment.source_allowed(port, ip.into())
         && (planned == Some(ip) || (first..=last).contains(&ip))
-        && !segment.ports.iter().any(|(&other, endpoint)| other != port && endpoint.v4 == Some(ip))
+        && segment.has(ip.into()).is_none_or(|other| other == port)
         && !segment.leases.declined.contains(&ip)
 }
 
@@ -326,6 +336,9 @@ fn confirm(
     wanted: Ipv4Addr,
     planned: Option<Ipv4Addr>,
 ) -> bool {
+    if segment.network.sharing.is_some() {
+        return planned == Some(wanted);
+    }
     let has = segment.leases.of(port, mac) == Some(wanted);
     let free = !segment.leases.is_bound(wanted) && may_have(segment, layout, port, wanted, planned);
     if has || free {
@@ -353,7 +366,9 @@ fn answer(
     }
     reply.put(option::MASK, &layout.subnet.netmask().octets());
     reply.put(option::BROADCAST, &layout.subnet.broadcast().octets());
-    reply.put(option::ROUTER, &layout.gateway.octets());
+    if !network.sharing.is_some_and(|sharing| sharing.internal) {
+        reply.put(option::ROUTER, &layout.gateway.octets());
+    }
     let resolvers: Vec<u8> = resolvers(network, layout).iter().take(16).flat_map(Ipv4Addr::octets).collect();
     if !resolvers.is_empty() {
         reply.put(option::DNS, &resolvers);
@@ -674,12 +689,28 @@ mod tests {
         let mut segment = segment(1500);
         wide(&mut segment, 100);
         let other = crate::plan::Endpoint { v4: None, mac: OTHER, ..endpoint() };
-        segment.ports.insert(PortId(2), other);
+        segment.add(PortId(2), other);
         let wants = Message { mac: OTHER, ..message(DhcpMessageType::Discover) }.wants(SANDBOX_V4);
         let offer = feed(&mut segment, PortId(2), &wants.packet()).unwrap().unwrap();
         assert_eq!(offer.address, at(1));
         segment.leases.remove_port(PortId(2));
         assert!(segment.leases.bindings.is_empty());
+    }
+
+    #[test]
+    fn on_a_shared_network_each_endpoint_is_offered_its_own_address_and_no_other() {
+        let mut segment = segment(1500);
+        segment.network.sharing = Some(crate::plan::Sharing { internal: false, icc: true });
+        wide(&mut segment, 50);
+        let wish = message(DhcpMessageType::Discover).wants(at(40));
+        let offer = say(&mut segment, &wish);
+        assert_eq!((offer.address, offer.option(3)), (SANDBOX_V4, Some(&GATEWAY_V4.octets()[..])));
+        assert_eq!(say(&mut segment, &message(DhcpMessageType::Request).wants(SANDBOX_V4)).kind, DhcpMessageType::Ack);
+        assert_eq!(say(&mut segment, &message(DhcpMessageType::Request).wants(at(40))).kind, DhcpMessageType::Nak);
+        let stranger = Message { mac: OTHER, ..message(DhcpMessageType::Discover) };
+        assert_eq!(feed(&mut segment, PEER.port, &stranger.packet()), Err(DropReason::Spoofed));
+        segment.network.sharing = Some(crate::plan::Sharing { internal: true, icc: true });
+        assert_eq!(say(&mut segment, &message(DhcpMessageType::Discover)).option(3), None, "no way out");
     }
 
     #[test]

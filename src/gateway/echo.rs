@@ -30,7 +30,7 @@ use super::{
     link::{Datagram, EchoId, Host, HostError, Link, Peer, PortId},
     packet::Packet,
 };
-use crate::policy::{self, Refusal};
+use crate::policy::Refusal;
 
 /// Most ping flows of a sandbox.
 pub const MOST_FLOWS: usize = 512;
@@ -126,7 +126,7 @@ impl EchoTable {
         };
         let known = self.flows.find(&key);
         let cached = known.and_then(|at| Some(self.flows.placed(at)?.1.leads_to));
-        let verdict = cached.map_or_else(|| policy::judge(&segment.network, &segment.host, packet.dst), Ok);
+        let verdict = cached.map_or_else(|| segment.judge(packet.peer.port, packet.dst), Ok);
         let leads_to = verdict.map_err(|refusal| {
             if refusal == Refusal::Multicast {
                 return DropReason::Multicast;

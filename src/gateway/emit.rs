@@ -490,7 +490,7 @@ pub(crate) mod testing {
 
     pub fn segment(mtu: u16) -> Segment {
         let mut segment = Segment::new(Instant::now(), network(mtu), HostView::default());
-        segment.ports.insert(PEER.port, endpoint());
+        segment.add(PEER.port, endpoint());
         segment
     }
 

@@ -70,12 +70,7 @@ fn is_on_link(network: &Network, address: IpAddr) -> bool {
 /// Can a sandbox answer somebody under this address, and nobody else?
 pub(super) fn can_be_a_client(segment: &Segment, address: IpAddr) -> bool {
     let network = &segment.network;
-    let taken = network.is_gateway(address)
-        || network.is_dns(address)
-        || segment.ports.values().any(|endpoint| match address {
-            IpAddr::V4(ip) => endpoint.v4 == Some(ip),
-            IpAddr::V6(ip) => endpoint.v6 == Some(ip) || endpoint.mac.link_local() == ip,
-        });
+    let taken = network.is_gateway(address) || network.is_dns(address) || segment.has(address).is_some();
     let somebodys = match address {
         IpAddr::V4(ip) => {
             let is_edge = network.v4.is_some_and(|l| ip == l.subnet.network() || ip == l.subnet.broadcast());

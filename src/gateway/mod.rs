@@ -37,6 +37,8 @@ mod peers;
 mod quote;
 pub mod reassembly;
 #[cfg(test)]
+mod shared;
+#[cfg(test)]
 mod soak;
 pub mod tcp;
 #[cfg(test)]
@@ -47,9 +49,11 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
+use ipnet::IpNet;
 use smoltcp::wire::IpProtocol;
 
-use crate::plan::{Endpoint, HostView, MacAddr, Network};
+use crate::plan::{Access, Endpoint, HostView, MacAddr, Network};
+use crate::policy::{self, Refusal, Rules};
 use counters::{Counters, DropReason};
 use link::{Asker, EchoId, Host, HostError, Link, Offload, Peer, PortId, ReplyPath, TcpId, UdpId, Unsent};
 use packet::{ETHERNET_HEADER, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, Parsed};
@@ -60,8 +64,12 @@ pub struct Segment {
     pub network: Network,
     /// The host as it was last told.
     pub host: HostView,
+    /// The subnets of other networks, where nothing leads.
+    pub foreign: Vec<IpNet>,
     /// The endpoint behind each port.
     pub ports: HashMap<PortId, Endpoint>,
+    /// The endpoints' addresses.
+    addresses: HashMap<IpAddr, PortId>,
     /// What is counted.
     pub counters: Counters,
     /// How many ICMP errors may still be sent.
@@ -80,13 +88,36 @@ impl Segment {
         Segment {
             network,
             host,
+            foreign: Vec::new(),
             ports: HashMap::new(),
+            addresses: HashMap::new(),
             counters: Counters::default(),
             icmp_limit: icmp::RateLimit::new(now),
             identifications: emit::Identifications::new(),
             leases: dhcp::Leases::default(),
             kept: kept::Kept::default(),
         }
+    }
+
+    /// An endpoint joins. Where an ended one that has not left yet had the same address, it is the new one's.
+    fn add(&mut self, port: PortId, endpoint: Endpoint) {
+        self.addresses.extend(addresses(&endpoint).map(|address| (address, port)));
+        self.ports.insert(port, endpoint);
+    }
+
+    /// An endpoint leaves.
+    fn remove(&mut self, port: PortId) {
+        let Some(endpoint) = self.ports.remove(&port) else { return };
+        for address in addresses(&endpoint) {
+            if self.addresses.get(&address) == Some(&port) {
+                self.addresses.remove(&address);
+            }
+        }
+    }
+
+    /// Which port has this address.
+    fn has(&self, address: IpAddr) -> Option<PortId> {
+        self.addresses.get(&address).copied()
     }
 
     /// A client of a published port has this address inside: a sandbox that looks for it on its segment finds the
@@ -100,9 +131,20 @@ impl Segment {
         self.kept.forget(port, client);
     }
 
-    /// May a sandbox on this port use this source address? Its segment's unicast addresses, except the
-    /// gateway's own; link-local ones for IPv6.
-    fn source_allowed(&self, source: IpAddr) -> bool {
+    /// Where a new flow of the sandbox on this port leads on the host, or why it is refused.
+    fn judge(&self, port: PortId, destination: IpAddr) -> Result<IpAddr, Refusal> {
+        let access = self.ports.get(&port).map_or_else(Access::default, |endpoint| endpoint.access);
+        let rules = Rules { network: &self.network, host: &self.host, access, foreign: &self.foreign };
+        policy::judge(&rules, destination)
+    }
+
+    /// May a sandbox on this port use this source address? On a network of its own: the segment's unicast addresses,
+    /// except the gateway's; link-local ones for IPv6. On a shared one: those that were given to it, and the
+    /// link-local one of its Ethernet address.
+    fn source_allowed(&self, port: PortId, source: IpAddr) -> bool {
+        if self.network.sharing.is_some() {
+            return self.ports.get(&port).is_some_and(|endpoint| addresses(endpoint).any(|own| own == source));
+        }
         if self.network.is_gateway(source) || self.network.is_dns(source) {
             return false;
         }
@@ -117,6 +159,13 @@ impl Segment {
             }
         }
     }
+}
+
+/// An endpoint's addresses: those that were given to it, and the link-local one of its Ethernet address.
+pub(crate) fn addresses(endpoint: &Endpoint) -> impl Iterator<Item = IpAddr> + use<> {
+    let local = endpoint.mac.link_local();
+    let given = [endpoint.v4.map(IpAddr::V4), endpoint.v6.map(IpAddr::V6)];
+    given.into_iter().flatten().chain([IpAddr::V6(local)])
 }
 
 /// One network's gateway.
@@ -146,7 +195,7 @@ impl Gateway {
     /// [`handle_timeout`](Self::handle_timeout), which is due at once, so that a client that configures itself
     /// need not ask.
     pub fn add_port(&mut self, port: PortId, endpoint: Endpoint) {
-        self.segment.ports.insert(port, endpoint);
+        self.segment.add(port, endpoint);
         if self.segment.network.v6.is_some() {
             self.advertiser.add_port(port);
         }
@@ -154,7 +203,7 @@ impl Gateway {
 
     /// The endpoint at this port has gone: its flows end, their host sockets are closed with a reset.
     pub fn remove_port(&mut self, port: PortId, host: &mut impl Host) {
-        self.segment.ports.remove(&port);
+        self.segment.remove(port);
         self.segment.leases.remove_port(port);
         self.segment.kept.remove_port(port);
         self.tcp.remove_port(port, host);
@@ -167,6 +216,11 @@ impl Gateway {
     /// The host's addresses or resolvers changed: new flows use them.
     pub fn handle_host_changed(&mut self, host: HostView) {
         self.segment.host = host;
+    }
+
+    /// The subnets of other networks: new flows do not lead there.
+    pub fn handle_foreign(&mut self, subnets: Vec<IpNet>) {
+        self.segment.foreign = subnets;
     }
 
     /// Who is at a port.
@@ -263,7 +317,7 @@ impl Gateway {
         match parsed {
             Parsed::Whole(packet) => self.packet(now, &packet, host, link),
             Parsed::Fragment(fragment) => {
-                if !self.segment.source_allowed(fragment.src) {
+                if !self.segment.source_allowed(peer.port, fragment.src) {
                     return Err(DropReason::Spoofed);
                 }
                 match self.reassembly.handle_fragment(now, &fragment, &mut self.segment.counters)? {
@@ -290,7 +344,7 @@ impl Gateway {
                 _ => Err(DropReason::Spoofed),
             };
         }
-        if !segment.source_allowed(packet.src) {
+        if !segment.source_allowed(packet.peer.port, packet.src) {
             return Err(DropReason::Spoofed);
         }
         match packet.protocol {
@@ -433,8 +487,11 @@ impl Gateway {
         self.echo.handle_error(now, &mut self.segment, flow, sequence, error, offender, data, link);
     }
 
-    /// The forwarder answered a question.
+    /// The forwarder answered a question. One whose asker has gone is nobody's, whoever has the port now.
     pub fn handle_dns_answer(&mut self, asker: Asker, message: &[u8], link: &mut impl Link) {
+        if !self.segment.source_allowed(asker.peer.port, asker.from.ip()) {
+            return;
+        }
         udp::send_to_sandbox(
             &mut self.segment,
             asker.peer,

@@ -17,11 +17,12 @@
 //! | router solicitation | router advertisement, to the asker or to all nodes |
 //! | router advertisement, redirect | none; spoofed: the gateway is the only router of its segment |
 //!
-//! A router advertisement says: the prefix is on-link and, when it is a /64, good for autonomous addresses (RFC 4862,
-//! 5.5.3 d); no DHCPv6 (M and O are 0); the MTU; the resolvers and search domains; the gateway's MAC; and that the
-//! gateway is a default router. It answers solicitations at once, not after the random delay of RFC 4861, 6.2.6:
-//! that is for links with several routers or hosts that were all switched on together, and here each port is a wire
-//! of its own.
+//! A router advertisement says: the prefix is on-link and, when it is a /64 that one sandbox has for itself, good for
+//! autonomous addresses (RFC 4862, 5.5.3 d; on a shared network a sandbox has the address that was given to it, and
+//! could not speak from another); no DHCPv6 (M and O are 0); the MTU; the resolvers and search domains; the gateway's MAC; and that the
+//! gateway is a default router, unless the network is internal (RFC 4861, 6.2.3: lifetime 0). It answers solicitations
+//! at once, not after the random delay of RFC 4861, 6.2.6: that is for links with several routers or hosts that were
+//! all switched on together, and here each port is a wire of its own.
 //!
 //! [`Advertiser`] keeps the time of unsolicited ones, for each port by itself: at once when an endpoint joins, twice
 //! more 16 s apart, then at random between 200 and 600 s (RFC 4861, 6.2.1 and 6.2.4).
@@ -182,7 +183,8 @@ fn advertise_neighbor(
 }
 
 fn advertise_router(segment: &mut Segment, layout: &Ipv6Layout, peer: Peer, to: Ipv6Addr, link: &mut impl Link) {
-    let [lifetime_high, lifetime_low] = ROUTER_LIFETIME.to_be_bytes();
+    let internal = segment.network.sharing.is_some_and(|sharing| sharing.internal);
+    let [lifetime_high, lifetime_low] = if internal { [0, 0] } else { ROUTER_LIFETIME.to_be_bytes() };
     // M and O are 0: there is no DHCPv6.
     let header = [ROUTER_ADVERTISEMENT, 0, 0, 0, emit::HOP_LIMIT, 0, lifetime_high, lifetime_low];
     let body = router_options(&segment.network, layout);
@@ -200,7 +202,7 @@ fn router_options(network: &Network, layout: &Ipv6Layout) -> Vec<u8> {
     body.extend_from_slice(&u32::from(network.mtu).to_be_bytes());
 
     let length = layout.subnet.prefix_len();
-    let autonomous = if length == 64 { PREFIX_AUTONOMOUS } else { 0 };
+    let autonomous = if length == 64 && network.sharing.is_none() { PREFIX_AUTONOMOUS } else { 0 };
     body.extend_from_slice(&[OPTION_PREFIX, 4, length, PREFIX_ON_LINK | autonomous]);
     body.extend_from_slice(&PREFIX_VALID.to_be_bytes());
     body.extend_from_slice(&PREFIX_PREFERRED.to_be_bytes());
@@ -478,6 +480,22 @@ mod tests {
         let options = options(&network);
         let prefix = &options.iter().find(|(kind, _)| *kind == OPTION_PREFIX).unwrap().1;
         assert_eq!(prefix[..2], [96, PREFIX_ON_LINK]);
+    }
+
+    #[test]
+    fn on_a_shared_network_nobody_makes_an_address_of_its_own_and_an_internal_one_has_no_router() {
+        let mut segment = segment(1500);
+        for (internal, expected) in [(false, 1800), (true, 0)] {
+            segment.network.sharing = Some(crate::plan::Sharing { internal, icc: true });
+            let options = options(&segment.network);
+            let prefix = &options.iter().find(|(kind, _)| *kind == OPTION_PREFIX).unwrap().1;
+            assert_eq!(prefix[..2], [64, PREFIX_ON_LINK]);
+            let solicitation = message(SANDBOX_V6, ALL_NODES, 255, ROUTER_SOLICITATION, &[0; 4]);
+            let (result, link) = feed(&mut segment, &solicitation);
+            assert_eq!(result, Ok(()));
+            let (.., body) = parse(link.one());
+            assert_eq!(u16::from_be_bytes([body[6], body[7]]), expected);
+        }
     }
 
     #[test]

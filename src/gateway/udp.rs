@@ -42,7 +42,7 @@ use super::{
     link::{Asker, Datagram, Gso, Host, HostError, Link, Peer, PortId, UdpId, Unsent},
     packet::Packet,
 };
-use crate::policy::{self, Refusal};
+use crate::policy::Refusal;
 
 /// Most flows of a sandbox.
 pub const MOST_FLOWS: usize = 4096;
@@ -166,7 +166,10 @@ impl UdpTable {
             }
             dst => dst,
         };
-        if segment.network.is_dns(named) {
+        // Where names have an address of their own nothing else is there; on the gateway's, other ports are the host's.
+        let to_gateway = segment.network.is_gateway(named);
+        let asks = udp.dst_port == DNS_PORT && segment.network.dns_enabled;
+        if segment.network.is_dns(named) && (asks || !to_gateway) {
             return ask(now, segment, packet, &udp, host, link);
         }
         if udp.dst_port == 0 {
@@ -174,9 +177,8 @@ impl UdpTable {
         }
         let key = (packet.peer.port, SocketAddr::new(packet.src, udp.src_port));
         let known = self.flows.find(&key);
-        let to_gateway = segment.network.is_gateway(named);
         let cached = known.filter(|_| !to_gateway).and_then(|at| self.flows.placed(at)?.1.peers.leads_to(named));
-        let verdict = cached.map_or_else(|| policy::judge(&segment.network, &segment.host, named), Ok);
+        let verdict = cached.map_or_else(|| segment.judge(packet.peer.port, named), Ok);
         if verdict == Err(Refusal::Multicast) {
             return Err(DropReason::Multicast);
         }
@@ -483,7 +485,9 @@ pub(super) fn refusal_error(refusal: Refusal) -> IcmpError {
         | Refusal::V4Mapped
         | Refusal::Metadata
         | Refusal::Multicast
-        | Refusal::DnsOnly => IcmpError::Prohibited,
+        | Refusal::DnsOnly
+        | Refusal::Foreign
+        | Refusal::Internal => IcmpError::Prohibited,
     }
 }
 

@@ -2,20 +2,27 @@
 //!
 //! A destination is looked at once, when a flow begins; the verdict is kept with the flow. The rules of today:
 //!
+//! - out of an internal network nothing leads, not even to the host;
 //! - the gateway's address leads to the host: to its own non-loopback address, or to its loopback where that
-//!   was asked for (`--host-loopback`);
+//!   was asked for (`--host-loopback`), for the whole network or for one sandbox;
 //! - nobody's business: 0.0.0.0/8, 127.0.0.0/8, ::, ::1, IPv4-mapped IPv6 (a way around the rules before);
 //! - the clouds' metadata addresses, unless allowed (`--allow-metadata`);
 //! - multicast and broadcast do not leave the segment;
-//! - other addresses of the segment's own subnet are nobody's: they are not looked for outside.
+//! - other addresses of the segment's own subnet are nobody's: they are not looked for outside;
+//! - nor are those of the other networks that this user's sandboxes are on: networks do not reach each other.
 //!
-//! A client of a published port is judged too, when it connects (`--publish-from`).
+//! A client of a published port is judged too, when it connects (`--publish-from`); and so is what one sandbox sends
+//! to another where they do not reach each other unasked ([`links`]).
 //!
-//! Later rules (links, egress by name) belong here and nowhere else.
+//! Later rules (egress by name) belong here and nowhere else.
+
+pub mod links;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::plan::{HostView, Network, Published};
+use ipnet::IpNet;
+
+use crate::plan::{Access, HostView, Network, Published};
 
 /// Why a destination is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +43,23 @@ pub enum Refusal {
     NoHostAddress,
     /// The DNS address, which offers nothing but DNS.
     DnsOnly,
+    /// An address of another network.
+    Foreign,
+    /// Anything at all, from an internal network.
+    Internal,
+}
+
+/// What a destination is judged by.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules<'a> {
+    /// The network that the flow begins on.
+    pub network: &'a Network,
+    /// The host as it is now.
+    pub host: &'a HostView,
+    /// What this sandbox may reach besides.
+    pub access: Access,
+    /// The subnets of other networks.
+    pub foreign: &'a [IpNet],
 }
 
 /// The metadata services of AWS, Azure, Google, Oracle (169.254.169.254), AWS ECS, Alibaba, Azure's wire server.
@@ -50,9 +74,14 @@ const METADATA_V6: [Ipv6Addr; 2] =
     [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)];
 
 /// Where a new flow to `destination` leads on the host, or why it is refused.
-pub fn judge(network: &Network, host: &HostView, destination: IpAddr) -> Result<IpAddr, Refusal> {
+pub fn judge(rules: &Rules<'_>, destination: IpAddr) -> Result<IpAddr, Refusal> {
+    let Rules { network, host, access, foreign } = *rules;
+    let metadata_allowed = network.metadata_allowed || access.metadata;
     if network.is_gateway(destination) {
-        return match (destination, network.host_loopback_allowed) {
+        if is_internal(network) {
+            return Err(Refusal::Internal);
+        }
+        return match (destination, network.host_loopback_allowed || access.host_loopback) {
             (IpAddr::V4(_), true) => Ok(Ipv4Addr::LOCALHOST.into()),
             (IpAddr::V6(_), true) => Ok(Ipv6Addr::LOCALHOST.into()),
             (IpAddr::V4(_), false) => host.v4.map(IpAddr::V4).ok_or(Refusal::NoHostAddress),
@@ -63,10 +92,20 @@ pub fn judge(network: &Network, host: &HostView, destination: IpAddr) -> Result<
         return Err(Refusal::DnsOnly);
     }
     match destination {
-        IpAddr::V4(ip) => judge_v4(network, ip)?,
-        IpAddr::V6(ip) => judge_v6(network, ip)?,
+        IpAddr::V4(ip) => judge_v4(network, ip, metadata_allowed)?,
+        IpAddr::V6(ip) => judge_v6(network, ip, metadata_allowed)?,
+    }
+    if is_internal(network) {
+        return Err(Refusal::Internal);
+    }
+    if foreign.iter().any(|subnet| subnet.contains(&destination)) {
+        return Err(Refusal::Foreign);
     }
     Ok(destination)
+}
+
+fn is_internal(network: &Network) -> bool {
+    network.sharing.is_some_and(|sharing| sharing.internal)
 }
 
 /// May this client use a published port? Where nobody was named, everybody may; the host's own loopback always. An
@@ -76,7 +115,7 @@ pub fn may_connect(published: &Published, client: IpAddr) -> bool {
     published.from.is_empty() || client.is_loopback() || published.from.iter().any(|from| from.contains(&client))
 }
 
-fn judge_v4(network: &Network, ip: Ipv4Addr) -> Result<(), Refusal> {
+fn judge_v4(network: &Network, ip: Ipv4Addr, metadata_allowed: bool) -> Result<(), Refusal> {
     if ip.octets()[0] == 0 {
         return Err(Refusal::Unspecified);
     }
@@ -86,7 +125,7 @@ fn judge_v4(network: &Network, ip: Ipv4Addr) -> Result<(), Refusal> {
     if ip.is_multicast() || ip.is_broadcast() || network.v4.is_some_and(|l| l.subnet.broadcast() == ip) {
         return Err(Refusal::Multicast);
     }
-    if !network.metadata_allowed && METADATA_V4.contains(&ip) {
+    if !metadata_allowed && METADATA_V4.contains(&ip) {
         return Err(Refusal::Metadata);
     }
     if network.v4.is_some_and(|l| l.subnet.contains(&ip)) {
@@ -95,7 +134,7 @@ fn judge_v4(network: &Network, ip: Ipv4Addr) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn judge_v6(network: &Network, ip: Ipv6Addr) -> Result<(), Refusal> {
+fn judge_v6(network: &Network, ip: Ipv6Addr, metadata_allowed: bool) -> Result<(), Refusal> {
     if ip.is_unspecified() {
         return Err(Refusal::Unspecified);
     }
@@ -109,7 +148,7 @@ fn judge_v6(network: &Network, ip: Ipv6Addr) -> Result<(), Refusal> {
     if ip.is_multicast() {
         return Err(Refusal::Multicast);
     }
-    if !network.metadata_allowed && METADATA_V6.contains(&ip) {
+    if !metadata_allowed && METADATA_V6.contains(&ip) {
         return Err(Refusal::Metadata);
     }
     if ip.is_unicast_link_local() || network.v6.is_some_and(|l| l.subnet.contains(&ip)) {
@@ -122,7 +161,7 @@ fn judge_v6(network: &Network, ip: Ipv6Addr) -> Result<(), Refusal> {
 mod tests {
 
     use super::*;
-    use crate::plan::{Origin, Protocol};
+    use crate::plan::{Origin, Protocol, Sharing};
 
     fn network() -> Network {
         crate::gateway::emit::testing::network(65520)
@@ -133,7 +172,11 @@ mod tests {
     }
 
     fn verdict(network: &Network, to: &str) -> Result<String, Refusal> {
-        judge(network, &host(), to.parse().unwrap()).map(|ip| ip.to_string())
+        ask(&Rules { network, host: &host(), access: Access::default(), foreign: &[] }, to)
+    }
+
+    fn ask(rules: &Rules<'_>, to: &str) -> Result<String, Refusal> {
+        judge(rules, to.parse().unwrap()).map(|ip| ip.to_string())
     }
 
     #[test]
@@ -142,7 +185,8 @@ mod tests {
         assert_eq!(verdict(&net, "10.0.2.2").unwrap(), "192.0.2.7");
         assert_eq!(verdict(&net, "fd00::2").unwrap(), "2001:db8::7");
         let nobody = HostView::default();
-        assert_eq!(judge(&net, &nobody, "10.0.2.2".parse().unwrap()), Err(Refusal::NoHostAddress));
+        let rules = Rules { network: &net, host: &nobody, access: Access::default(), foreign: &[] };
+        assert_eq!(ask(&rules, "10.0.2.2"), Err(Refusal::NoHostAddress));
         net.host_loopback_allowed = true;
         assert_eq!(verdict(&net, "10.0.2.2").unwrap(), "127.0.0.1");
         assert_eq!(verdict(&net, "fd00::2").unwrap(), "::1");
@@ -191,6 +235,48 @@ mod tests {
         for to in services {
             assert_eq!(verdict(&net, to).as_deref(), Ok(to));
         }
+    }
+
+    #[test]
+    fn what_one_sandbox_may_reach_is_added_to_what_its_network_allows() {
+        let (mut net, host) = (network(), host());
+        let may = |net: &Network, access: Access, to: &str| {
+            ask(&Rules { network: net, host: &host, access, foreign: &[] }, to)
+        };
+        let (none, all) = (Access::default(), Access { host_loopback: true, metadata: true });
+        assert_eq!(may(&net, none, "10.0.2.2").as_deref(), Ok("192.0.2.7"));
+        assert_eq!(may(&net, all, "10.0.2.2").as_deref(), Ok("127.0.0.1"));
+        assert_eq!(may(&net, Access { metadata: true, ..none }, "10.0.2.2").as_deref(), Ok("192.0.2.7"));
+        assert_eq!(may(&net, Access { host_loopback: true, ..none }, "169.254.169.254"), Err(Refusal::Metadata));
+        assert_eq!(may(&net, all, "fd00:ec2::254").as_deref(), Ok("fd00:ec2::254"));
+        net.host_loopback_allowed = true;
+        assert_eq!(may(&net, none, "fd00::2").as_deref(), Ok("::1"));
+    }
+
+    #[test]
+    fn other_networks_are_not_reached_by_any_of_their_addresses() {
+        let (net, host) = (network(), host());
+        let foreign = ["10.176.16.0/20".parse().unwrap(), "fd12:3456::/64".parse().unwrap()];
+        let rules = Rules { network: &net, host: &host, access: Access::default(), foreign: &foreign };
+        for to in ["10.176.16.1", "10.176.16.2", "10.176.31.255", "fd12:3456::1", "fd12:3456::ffff"] {
+            assert_eq!(ask(&rules, to), Err(Refusal::Foreign), "{to}");
+        }
+        for to in ["10.176.32.1", "fd12:3456:0:1::1", "8.8.8.8"] {
+            assert_eq!(ask(&rules, to).as_deref(), Ok(to));
+        }
+    }
+
+    #[test]
+    fn out_of_an_internal_network_nothing_leads() {
+        let mut net = network();
+        net.sharing = Some(Sharing { internal: true, icc: true });
+        let all = Access { host_loopback: true, metadata: true };
+        let host = host();
+        let rules = Rules { network: &net, host: &host, access: all, foreign: &[] };
+        for to in ["10.0.2.2", "fd00::2", "8.8.8.8", "2001:db8::1", "169.254.169.254", "192.0.2.7"] {
+            assert_eq!(ask(&rules, to), Err(Refusal::Internal), "{to}");
+        }
+        assert_eq!(ask(&rules, "224.0.0.1"), Err(Refusal::Multicast), "which is not answered");
     }
 
     #[test]

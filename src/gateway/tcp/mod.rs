@@ -48,7 +48,7 @@ use super::icmp::{self, IcmpError};
 use super::link::{Asker, Host, HostError, Link, Peer, PortId, TcpId};
 use super::{Segment, counters::DropReason, packet::Packet, udp};
 use crate::plan::Network;
-use crate::policy::{self, Refusal};
+use crate::policy::Refusal;
 use crate::sys::tcp_slot::TcpSlot;
 use device::{FlowDevice, Wire};
 use flow::{End, HostStream, OpenFlow};
@@ -269,7 +269,7 @@ impl TcpTable {
         let destination = if dns {
             key.to.ip()
         } else {
-            match policy::judge(&segment.network, &segment.host, key.to.ip()) {
+            match segment.judge(key.port, key.to.ip()) {
                 Ok(ip) => ip,
                 Err(refusal) => return Err(refuse(now, segment, refusal, packet, tcp, link)),
             }
