@@ -6,7 +6,15 @@ use super::port::Transmitter;
 /// Sending halves, by port.
 #[derive(Default)]
 pub struct Links {
-    senders: Vec<Option<Transmitter>>,
+    senders: Vec<Option<Sender>>,
+    /// Those that have no room, each once.
+    full: Vec<PortId>,
+}
+
+struct Sender {
+    transmitter: Transmitter,
+    /// Is in the list of those that have no room.
+    listed: bool,
 }
 
 impl Links {
@@ -16,52 +24,68 @@ impl Links {
     }
 
     /// A port joins.
-    pub fn insert(&mut self, port: PortId, sender: Transmitter) {
+    pub fn insert(&mut self, port: PortId, transmitter: Transmitter) {
         let index = port.0 as usize;
         if index >= self.senders.len() {
             self.senders.resize_with(index + 1, || None);
         }
-        self.senders[index] = Some(sender);
+        self.senders[index] = Some(Sender { transmitter, listed: false });
     }
 
     /// A port leaves.
     pub fn remove(&mut self, port: PortId) {
-        if let Some(sender) = self.senders.get_mut(port.0 as usize) {
-            *sender = None;
+        if let Some(sender) = self.senders.get_mut(port.0 as usize).and_then(Option::take)
+            && sender.listed
+        {
+            self.full.retain(|other| *other != port);
         }
     }
 
-    /// The port may take frames again: send what waits. `true` when nothing waits any more.
-    pub fn handle_writable(&mut self, port: PortId) -> bool {
-        let Some(sender) = self.senders.get_mut(port.0 as usize).and_then(Option::as_mut) else { return false };
-        sender.handle_writable();
-        sender.has_room()
+    /// Ports that had no room may take frames again: send what waits. `ready` is told of each with which nothing waits
+    /// any more. To be called at every event, and [`RETRY`](super::port::RETRY) later at the latest while
+    /// [`any_full`](Self::any_full).
+    pub fn retry(&mut self, mut ready: impl FnMut(PortId)) {
+        let senders = &mut self.senders;
+        self.full.retain(|&port| {
+            let Some(sender) = senders.get_mut(port.0 as usize).and_then(Option::as_mut) else { return false };
+            sender.transmitter.handle_writable();
+            sender.listed = !sender.transmitter.has_room();
+            if !sender.listed {
+                ready(port);
+            }
+            sender.listed
+        });
     }
 
-    /// Ports that have no room now. A port without room must be tried again soon: see
-    /// [`RETRY`](super::port::RETRY).
-    pub fn full(&self) -> impl Iterator<Item = PortId> + '_ {
-        self.senders
-            .iter()
-            .enumerate()
-            .filter(|(_, sender)| sender.as_ref().is_some_and(|s| !s.has_room()))
-            .map(|(index, _)| PortId(index as u32))
+    /// Has any port no room now?
+    pub fn any_full(&self) -> bool {
+        !self.full.is_empty()
+    }
+
+    fn sender(&self, port: PortId) -> Option<&Transmitter> {
+        self.senders.get(port.0 as usize)?.as_ref().map(|sender| &sender.transmitter)
     }
 }
 
 impl Link for Links {
     fn has_room(&self, port: PortId) -> bool {
-        self.senders.get(port.0 as usize).and_then(Option::as_ref).is_some_and(Transmitter::has_room)
+        self.sender(port).is_some_and(Transmitter::has_room)
     }
 
     fn takes_udp_super_segments(&self, port: PortId) -> bool {
-        let sender = self.senders.get(port.0 as usize).and_then(Option::as_ref);
-        sender.is_some_and(Transmitter::takes_udp_super_segments)
+        self.sender(port).is_some_and(Transmitter::takes_udp_super_segments)
     }
 
     fn transmit<R>(&mut self, port: PortId, offload: Offload, len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
         match self.senders.get_mut(port.0 as usize).and_then(Option::as_mut) {
-            Some(sender) => sender.transmit(offload, len, fill),
+            Some(sender) => {
+                let result = sender.transmitter.transmit(offload, len, fill);
+                if !sender.listed && !sender.transmitter.has_room() {
+                    sender.listed = true;
+                    self.full.push(port);
+                }
+                result
+            }
             // The port has gone; whoever writes still wants a place to write to.
             None => fill(&mut vec![0; len]),
         }

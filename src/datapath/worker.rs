@@ -20,10 +20,12 @@
 //!
 //! Frames are read before flows are pumped, so that many segments of a flow are answered by one
 //! acknowledgement, and the bytes of many segments leave in one send(2).
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Waker};
 use slab::Slab;
@@ -63,6 +65,8 @@ const STACK: usize = 512 * 1024;
 /// One endpoint's receiving half.
 struct Port {
     endpoint: Endpoint,
+    /// Is in the list of ports that were left before they were empty.
+    queued: bool,
     receiver: Receiver,
     raw: std::os::fd::RawFd,
 }
@@ -86,8 +90,12 @@ pub struct Worker {
     commands: CommandReceiver,
     events: mpsc::Sender<Event>,
     ports: Slab<Port>,
+    /// Which port a sandbox has, by its id.
+    by_id: HashMap<String, usize>,
     links: Links,
     served: Option<Served>,
+    /// The subnets of other networks, which may be known before the first endpoint is.
+    foreign: Vec<IpNet>,
     publishing: Publishing,
     /// Ports that were left before they were empty.
     ready_ports: Vec<usize>,
@@ -115,8 +123,10 @@ impl Worker {
             commands,
             events,
             ports: Slab::new(),
+            by_id: HashMap::new(),
             links: Links::new(),
             served: None,
+            foreign: Vec::new(),
             publishing,
             ready_ports: Vec::new(),
             leaving: Vec::new(),
@@ -149,7 +159,7 @@ impl Worker {
         made.recv().unwrap_or_else(|_| Err(io::Error::other("the worker ended at once")))
     }
 
-    /// The event loop. Returns when all senders of commands are gone; fails when epoll does.
+    /// The event loop. Returns when it is told to stop, or all senders of commands are gone; fails when epoll does.
     pub fn run(mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENT_CAPACITY);
         loop {
@@ -175,7 +185,10 @@ impl Worker {
                         kind @ (Kind::Listener | Kind::Splice | Kind::Datagrams | Kind::Detour | Kind::Agent),
                         index,
                     )) => self.publishing.handle_event(kind, index, event),
-                    Some((Kind::Command, _)) if !self.commands(now) => return Ok(()),
+                    Some((Kind::Command, _)) if !self.commands(now) => {
+                        self.close();
+                        return Ok(());
+                    }
                     Some((Kind::Command, _)) | None => {}
                 }
             }
@@ -203,7 +216,7 @@ impl Worker {
         if busy || gateway.tcp().has_dirty() || self.publishing.is_busy() {
             return Some(Duration::ZERO);
         }
-        if self.links.full().next().is_some() || !self.leaving.is_empty() || !self.untold.is_empty() {
+        if self.links.any_full() || !self.leaving.is_empty() || !self.untold.is_empty() {
             return Some(port::RETRY);
         }
         // mio rounds up to whole milliseconds.
@@ -212,25 +225,24 @@ impl Worker {
     }
 
     fn port_event(&mut self, index: u32, event: &mio::event::Event) {
-        let key = index as usize;
-        if !self.ports.contains(key) {
-            return;
+        if event.is_readable() || event.is_read_closed() || event.is_error() {
+            self.queue(index as usize);
         }
-        if (event.is_readable() || event.is_read_closed() || event.is_error()) && !self.ready_ports.contains(&key) {
+    }
+
+    /// A port may have frames.
+    fn queue(&mut self, key: usize) {
+        if let Some(port) = self.ports.get_mut(key)
+            && !std::mem::replace(&mut port.queued, true)
+        {
             self.ready_ports.push(key);
         }
     }
 
     /// Links that had no room: try again, and let the flows go on that waited for them.
     fn full_links(&mut self) {
-        let full: Vec<PortId> = self.links.full().collect();
-        for port in full {
-            if self.links.handle_writable(port)
-                && let Some(Served { gateway, .. }) = &mut self.served
-            {
-                gateway.tcp().handle_link_ready(port);
-            }
-        }
+        let Some(Served { gateway, .. }) = &mut self.served else { return };
+        self.links.retry(|port| gateway.tcp().handle_link_ready(port));
     }
 
     /// Take datagrams from sockets that have some.
@@ -276,9 +288,11 @@ impl Worker {
         for key in std::mem::take(&mut self.ready_ports) {
             let Some(port) = self.ports.get_mut(key) else { continue };
             let id = PortId(key as u32);
+            port.queued = false;
             let mut taken = 0;
             loop {
                 if taken == FRAME_BUDGET {
+                    port.queued = true;
                     self.ready_ports.push(key);
                     break;
                 }
@@ -340,7 +354,7 @@ impl Worker {
     fn farewells(&mut self, now: Instant) {
         for leaving in std::mem::take(&mut self.leaving) {
             let port = PortId(leaving.key as u32);
-            let busy = self.ready_ports.contains(&leaving.key)
+            let busy = self.ports.get(leaving.key).is_some_and(|port| port.queued)
                 || self.served.as_mut().is_some_and(|s| s.gateway.tcp().is_delivering(port))
                 || self.publishing.is_delivering(port);
             if busy && now < leaving.until {
@@ -355,10 +369,21 @@ impl Worker {
         }
     }
 
-    /// Commands of the control thread; `false` when it has gone.
+    /// Close what is left.
+    fn close(&mut self) {
+        let keys: Vec<usize> = self.ports.iter().map(|(key, _)| key).collect();
+        keys.into_iter().for_each(|key| self.detach(key));
+        for leaving in self.leaving.drain(..) {
+            // Who no longer waits has ended too.
+            let _ = leaving.reply.send(());
+        }
+    }
+
+    /// Commands of the control thread; `false` when it has gone, or wants no more of this worker.
     fn commands(&mut self, now: Instant) -> bool {
         loop {
             match self.commands.try_recv() {
+                Ok(Command::Stop) => return false,
                 Ok(command) => self.command(now, command),
                 Err(std::sync::mpsc::TryRecvError::Empty) => return true,
                 Err(std::sync::mpsc::TryRecvError::Disconnected) => return false,
@@ -373,13 +398,11 @@ impl Worker {
                 // Who no longer waits for the answer closes the connection, which detaches.
                 let _ = reply.send(result);
             }
-            Command::DetachPort { id, reply } => match self.ports.iter().find(|(_, p)| p.endpoint.id == id) {
-                Some((key, _)) => {
+            Command::DetachPort { id, reply } => match self.by_id.remove(&id) {
+                Some(key) => {
                     self.publishing.close_listeners(PortId(key as u32));
                     self.leaving.push(Leaving { key, until: now + FAREWELL, reply });
-                    if !self.ready_ports.contains(&key) {
-                        self.ready_ports.push(key);
-                    }
+                    self.queue(key);
                 }
                 None => {
                     let _ = reply.send(());
@@ -412,8 +435,14 @@ impl Worker {
                 let id = |port: PortId| ports.get(port.0 as usize).map(|port| port.endpoint.id.as_str());
                 let _ = reply.send(flow_list::page(gateway, &mut self.publishing, id, cursor, limit));
             }
-            // Not yet: a private network has no others beside it.
-            Command::Foreign(_) | Command::Stop => {}
+            Command::Foreign(subnets) => {
+                if let Some(Served { gateway, .. }) = &mut self.served {
+                    gateway.handle_foreign(subnets.clone());
+                }
+                self.foreign = subnets;
+            }
+            // Taken out before.
+            Command::Stop => {}
             Command::HostChanged(view) => {
                 if let Some(Served { gateway, host }) = &mut self.served {
                     host.handle_host_changed(&view);
@@ -440,7 +469,7 @@ impl Worker {
 
     /// Which port a sandbox has.
     fn port_of(&self, id: &str) -> Option<PortId> {
-        self.ports.iter().find(|(_, port)| port.endpoint.id == id).map(|(key, _)| PortId(key as u32))
+        self.by_id.get(id).map(|key| PortId(*key as u32))
     }
 
     /// Serve published ports, all of one sandbox.
@@ -461,7 +490,9 @@ impl Worker {
     ) -> io::Result<PortId> {
         if self.served.is_none() {
             let side = HostSide::new(self.poll.registry(), &network, &host, self.events.clone())?;
-            self.served = Some(Served { gateway: Gateway::new(now, network, host), host: side });
+            let mut gateway = Gateway::new(now, network, host);
+            gateway.handle_foreign(self.foreign.clone());
+            self.served = Some(Served { gateway, host: side });
         }
         let port = port::Port::from_fd(link, fd).map_err(io::Error::other)?;
         let entry = self.ports.vacant_entry();
@@ -470,12 +501,13 @@ impl Worker {
         let interest = Interest::READABLE | Interest::WRITABLE;
         self.poll.registry().register(&mut SourceFd(&raw), tokens::port(key as u32), interest)?;
         self.links.insert(PortId(key as u32), port.transmitter);
-        entry.insert(Port { endpoint: endpoint.clone(), receiver: port.receiver, raw });
+        self.by_id.insert(endpoint.id.clone(), key);
+        // Frames may have come before the registration.
+        entry.insert(Port { endpoint: endpoint.clone(), queued: true, receiver: port.receiver, raw });
+        self.ready_ports.push(key);
         if let Some(Served { gateway, .. }) = &mut self.served {
             gateway.add_port(PortId(key as u32), endpoint);
         }
-        // Frames may have come before the registration.
-        self.ready_ports.push(key);
         Ok(PortId(key as u32))
     }
 
@@ -484,8 +516,10 @@ impl Worker {
             gateway.remove_port(PortId(key as u32), host);
         }
         self.publishing.remove(PortId(key as u32));
-        let port = self.ports.remove(key);
-        let raw = port.raw;
+        let Port { endpoint, raw, .. } = self.ports.remove(key);
+        if self.by_id.get(&endpoint.id) == Some(&key) {
+            self.by_id.remove(&endpoint.id);
+        }
         // The descriptor is shared with others who may keep it open: take it out of the epoll by name.
         let _ = self.poll.registry().deregister(&mut SourceFd(&raw));
         self.links.remove(PortId(key as u32));
