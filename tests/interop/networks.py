@@ -876,6 +876,45 @@ def a_test_suite_without_a_network(lab):
 
 
 @networks
+def the_shop_of_the_examples(lab):
+    environment = lab.environment | {"TAPLINE": str(lab.binary)}
+    log = open(lab.scratch / "shop.log", "w+")
+    shop = lab.spawn([*lab.as_user(), EXAMPLES / "shop.sh", "8300"], env=environment, stdout=log, stderr=subprocess.STDOUT)
+    said = lambda: Path(log.name).read_text()
+
+    def is_open():
+        check(shop.poll() is None, f"the shop has closed: {said()}")
+        return "open: " in said()
+
+    wait_until(is_open, "the shop to open", 30)
+    page = lambda: lab.run(["curl", "-s", "--max-time", "5", "http://127.0.0.1:8300/"], status=None)[0]
+    wait_until(lambda: page() == "visit 1\n", "the first visit")
+    check([page(), page()] == ["visit 2\n", "visit 3\n"], "further visits")
+    has(said(), "shop-db", "shop-app", "shop-web")
+    reaches = lambda name, *targets: json.loads(tapline(lab, "exec", name, "--", *map(str, PROBE), "try", "2", *targets)[0])
+    db = json.loads(tapline(lab, "exec", "shop-db", "--", "ip", "-j", "-4", "addr", "show", "dev", "eth0")[0])[0]["addr_info"][0]["local"]
+    ping = f"ping/{db}"
+    check(reaches("shop-app", ping, "ping/shop-web") == [True, True], "the application reaches both")
+    check(reaches("shop-web", ping, f"tcp/{db}/6379", "ping/app") == [False, False, True], "the web server does not reach the database")
+    check(reaches("shop-db", "ping/app", f"ping/{FAR4}", f"ping/{HOST4}") == [True, False, False], "the database reaches nothing else")
+    for name, status in (("shop-app", 0), ("shop-db", 7)):
+        tapline(lab, "exec", name, "--", *CURL.split(), url(FAR4, "hello"), status=status)
+    # The database again, at another address perhaps: the application finds it by its name.
+    tapline(lab, "stop", "shop-db")
+    wait_until(lambda: page().startswith("no database"), "the page without a database")
+    again = ["redis-server", "--bind", "*", "-::*", "--protected-mode", "no", "--save", ""]
+    other = lab.spawn(lab.program("run", "--name", "shop-db2", "--net", "shop-back", "--network-alias", "db", "--", *again), stdout=subprocess.DEVNULL)
+    wait_until(lambda: page() == "visit 1\n", "another database")
+    other.terminate()
+    other.wait(timeout=LIMIT)
+    # It is told to end, and leaves nothing.
+    shop.terminate()
+    check(shop.wait(timeout=LIMIT) == 143, f"the shop's status is {shop.returncode}: {said()}")
+    check((names_in_ps(lab), entries(lab), names_of_networks(lab)) == ([], [], []), said())
+    check(page() == "", "the port is free again")
+
+
+@networks
 def plain_two_sandboxes(place):
     one = Box(place, "one", serve=(80,))
     two = Box(place, "two", serve=(80,))
