@@ -196,6 +196,9 @@ class Attack:
     def send(self, kind, count):
         sent = 0
         while sent < count:
+            # No faster than a queue of a thousand frames is emptied: what the kernel drops proves nothing.
+            if sent // 100 > (sent - 10) // 100:
+                time.sleep(0.003)
             for frame in getattr(self, kind)():
                 try:
                     self.sock.send(frame)
@@ -206,14 +209,18 @@ class Attack:
 
 
 def sniff(ifname, path):
-    """Counts router advertisements, redirects, DHCP answers, broadcasts; who sent; who claims what address."""
-    seen = {"ra": 0, "redirect": 0, "dhcp": 0, "broadcast": 0, "spoofed": 0, "senders": {}, "claims": {}}
+    """Counts who sent, and of what kind: router advertisements and the like; and who claims what address."""
+    seen = {"ra": {}, "redirect": {}, "dhcp": {}, "broadcast": {}, "spoofed": {}, "senders": {}, "claims": {}}
 
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
     sock.bind((ifname, 3))
     print("ready", flush=True)
     claim = lambda ip, mac: seen["claims"].setdefault(ip, {}).update({mac.hex(":"): 1})
+
+    def count(what, sender):
+        seen[what][sender] = seen[what].get(sender, 0) + 1
+
     while True:
         ready, _, _ = select.select([sock, sys.stdin], [], [])
         if sock not in ready:
@@ -222,16 +229,18 @@ def sniff(ifname, path):
         if about[2] == socket.PACKET_OUTGOING:
             continue
         sender, kind = frame[6:12].hex(":"), frame[12:14]
-        seen["senders"][sender] = seen["senders"].get(sender, 0) + 1
-        seen["broadcast"] += frame[:6] == BROADCAST
-        seen["spoofed"] += b"spoofed" in frame
+        count("senders", sender)
+        if frame[:6] == BROADCAST:
+            count("broadcast", sender)
+        if b"spoofed" in frame:
+            count("spoofed", sender)
         if kind == b"\x08\x06" and len(frame) >= 42:
             claim(socket.inet_ntoa(frame[28:32]), frame[22:28])
         if kind == b"\x08\0" and frame[23] == 17 and frame[34:38] == b"\0\x43\0\x44":
-            seen["dhcp"] += 1
+            count("dhcp", sender)
         if kind == b"\x86\xdd" and frame[20] == 58:
-            seen["ra"] += frame[54] == 134
-            seen["redirect"] += frame[54] == 137
+            if frame[54] in (134, 137):
+                count("ra" if frame[54] == 134 else "redirect", sender)
             if frame[54] == 136 and len(frame) >= 86:
                 claim(socket.inet_ntop(socket.AF_INET6, frame[62:78]), frame[80:86])
     with open(path, "w") as file:
