@@ -181,6 +181,8 @@ mod tests {
             command: vec!["sh".into(), "-c".into(), "echo \x1b[2J".into()],
             endpoints: Vec::new(),
             ports: Vec::new(),
+            names: None,
+            container: None,
         }
     }
 

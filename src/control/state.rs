@@ -11,6 +11,9 @@
 //!     sandboxes/<id>/lock        held (flock) by the supervisor as long as it lives
 //!     sandboxes/<id>/state.json  what `ps` and `inspect` show; replaced by rename, never half written
 //!     sandboxes/<id>/api.sock    the gateway's API; bound by the supervisor
+//!     sandboxes/<id>/control.sock  the supervisor, for `tapline network connect` and the like
+//!     names/<name>               a claim: another name of sandboxes/<id>/lock
+//!     networks/<network>/...     claims to addresses on shared networks, see [`claims`] and [`super::networks`]
 //! ```
 //!
 //! Sandboxes belong to (user, host network namespace): a `tapline` inside a sandbox, or inside RootlessKit, sees
@@ -24,23 +27,29 @@
 //! directory gone it makes it again, in whichever root can be used then ([`Registration::publish`],
 //! [`Registration::repair`]).
 //!
-//! A name is given once: the check and the new entry happen under the directory's lock. An entry whose lock nobody
-//! holds is a leftover of something that was killed; whoever meets it removes it, also under the directory's lock,
-//! so that an entry that is just being made (made and locked under the same lock) is never taken for one.
+//! A name is given once: it is a claim ([`claims`]), made under the directory's lock, which is also the way to find a
+//! sandbox by its name. An entry whose lock nobody holds is a leftover of something that was killed; whoever meets it
+//! removes it, also under the directory's lock, so that an entry that is just being made (made and locked under the same
+//! lock) is never taken for one. Whoever only looks takes no lock: a state file is replaced in one step.
 //!
 //! The flock belongs to the open file description: a supervisor that forks to the background keeps it, a program
 //! it starts does not get it (close-on-exec).
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{Mode, Published, Seat};
+use crate::plan::{Mode, Names, Published, Seat, Shared, words};
+
+pub mod claims;
+
+pub use claims::{Holder, Locked};
 
 /// Why the state directory cannot be used, or a sandbox not be found or registered.
 #[derive(Debug, thiserror::Error)]
@@ -124,6 +133,12 @@ pub struct SandboxState {
     /// Ports that are published.
     #[serde(default)]
     pub ports: Vec<Published>,
+    /// Hostname and resolvers inside; `None` for `attach`.
+    #[serde(default)]
+    pub names: Option<Names>,
+    /// Whose network it has, for mode `container`.
+    #[serde(default)]
+    pub container: Option<Shared>,
 }
 
 /// The state directory of this user in this host network namespace.
@@ -177,17 +192,18 @@ impl StateDir {
 
     /// Register a sandbox: takes the name and the lock, and publishes nothing yet but id and name.
     pub fn register(&self, id: &str, name: &str) -> Result<Registration> {
-        let base = self.usable_base()?;
-        let _guard = lock_base(&base)?;
-        for state in self.scan(Some(&base))? {
-            if state.name == name {
-                return Err(StateError::NameTaken { name: name.to_owned(), id: state.id });
-            }
-            if state.id == id {
-                return Err(StateError::IdTaken(id.to_owned()));
-            }
+        // Dropped after the lock, which it takes when it is dropped.
+        let mut registration;
+        let locked = self.lock()?;
+        locked.sweep();
+        let claim = claims::of_name(name);
+        if let Some(holder) = locked.holder(&claim) {
+            return Err(StateError::NameTaken { name: name.to_owned(), id: holder.id });
         }
-        let entry = base.join("sandboxes").join(id);
+        if self.existing_bases().any(|base| is_held(&entry_of(&base, id).join("lock"))) {
+            return Err(StateError::IdTaken(id.to_owned()));
+        }
+        let entry = entry_of(locked.base(), id);
         let lock = make_entry(&entry)?;
         let state = SandboxState {
             id: id.to_owned(),
@@ -201,57 +217,88 @@ impl StateDir {
             command: Vec::new(),
             endpoints: Vec::new(),
             ports: Vec::new(),
+            names: None,
+            container: None,
         };
-        let registration = Registration { dir: self.clone(), entry, lock, last: state.clone() };
-        write_state(&registration.entry, &state)?;
+        registration = Registration { dir: self.clone(), entry, lock, last: state, claims: Vec::new() };
+        registration.write_claims()?;
+        registration.claim(&locked, &claim)?;
+        write_state(&registration.entry, &registration.last)?;
+        drop(locked);
         Ok(registration)
     }
 
     /// Every living sandbox, oldest first. Leftovers of dead ones are removed on the way.
     pub fn list(&self) -> Result<Vec<SandboxState>> {
-        let mut all = self.scan(None)?;
+        let mut all = Vec::new();
+        for base in self.existing_bases() {
+            let (living, leftovers) = read_base(&base)?;
+            all.extend(living);
+            if !leftovers.is_empty() {
+                let locked = Locked::new(self, base)?;
+                leftovers.iter().for_each(|entry| locked.remove_leftover(entry));
+            }
+        }
         all.sort_by(|a, b| (a.since, &a.id).cmp(&(b.since, &b.id)));
         Ok(all)
     }
 
-    /// The living sandboxes that can be seen at once: none where somebody holds the directory's lock.
+    /// The living sandboxes, as far as they can be seen; nothing is removed, and nobody waited for.
     pub fn glance(&self) -> Vec<SandboxState> {
-        let mut found = Vec::new();
-        for base in self.existing_bases() {
-            let Ok(lock) = open_lock(&base.join("lock")) else { continue };
-            if lock.try_lock().is_ok() {
-                found.extend(read_base(&base).unwrap_or_default());
-            }
-        }
-        found
+        self.existing_bases().filter_map(|base| read_base(&base).ok()).flat_map(|(living, _)| living).collect()
     }
 
     /// The living sandbox with this name, this id, or the only one whose id begins so.
     pub fn find(&self, name_or_id: &str) -> Result<SandboxState> {
-        let mut all = self.list()?;
-        if let Some(at) = all.iter().position(|s| s.name == name_or_id || s.id == name_or_id) {
-            return Ok(all.swap_remove(at));
+        let not_found = || StateError::NotFound(name_or_id.to_owned());
+        // Nothing else is made a part of a path.
+        words::parse_name(name_or_id).map_err(|_| not_found())?;
+        let claim = claims::of_name(name_or_id);
+        for base in self.existing_bases() {
+            let named = claims::holder(&base.join(&claim)).and_then(|holder| read_state(&entry_of(&base, &holder.id)));
+            if let Some(state) = named {
+                return Ok(state);
+            }
         }
-        let mut matching: Vec<SandboxState> =
-            all.into_iter().filter(|s| !name_or_id.is_empty() && s.id.starts_with(name_or_id)).collect();
-        if matching.len() > 1 {
-            let ids = matching.into_iter().map(|s| s.id).collect();
+        let mut entries: Vec<(String, PathBuf)> = self
+            .existing_bases()
+            .filter_map(|base| fs::read_dir(base.join("sandboxes")).ok())
+            .flat_map(|entries| entries.flatten())
+            .filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
+            .filter(|(id, entry)| id.starts_with(name_or_id) && is_held(&entry.join("lock")))
+            .collect();
+        if let Some(at) = entries.iter().position(|(id, _)| id == name_or_id) {
+            entries = vec![entries.swap_remove(at)];
+        }
+        if entries.len() > 1 {
+            let ids = entries.into_iter().map(|(id, _)| id).collect();
             return Err(StateError::Ambiguous { prefix: name_or_id.to_owned(), ids });
         }
-        matching.pop().ok_or_else(|| StateError::NotFound(name_or_id.to_owned()))
+        entries.pop().and_then(|(_, entry)| read_state(&entry)).ok_or_else(not_found)
     }
 
     /// Connect to a living sandbox's API. The path may be longer than a socket address can be (107 bytes).
     pub fn connect_api(&self, id: &str) -> Result<UnixStream> {
-        for base in self.existing_bases() {
-            let entry = base.join("sandboxes").join(id);
+        self.connect(id, "api.sock", |path| UnixStream::connect(path))
+    }
+
+    /// Connect to a living sandbox's supervisor ([`super::requests`]). Sending and receiving give up after `patience`.
+    pub fn connect_control(&self, id: &str, patience: std::time::Duration) -> Result<OwnedFd> {
+        self.connect(id, "control.sock", |path| {
+            let socket = socket::socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+            let patience = socket2::SockRef::from(&socket)
+                .set_read_timeout(Some(patience))
+                .and_then(|()| socket2::SockRef::from(&socket).set_write_timeout(Some(patience)));
+            patience?;
+            socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+            Ok(socket)
+        })
+    }
+
+    fn connect<T>(&self, id: &str, name: &str, connect: impl Fn(&Path) -> io::Result<T>) -> Result<T> {
+        for entry in self.existing_bases().map(|base| entry_of(&base, id)) {
             let Ok(dir) = File::open(&entry) else { continue };
-            let path = entry.join("api.sock");
-            return UnixStream::connect(short_path(&dir, "api.sock")).map_err(|error| StateError::Io {
-                what: "connect to",
-                path,
-                error,
-            });
+            return connect(&short_path(&dir, name)).map_err(failed("connect to", entry.join(name)));
         }
         Err(StateError::NotFound(id.to_owned()))
     }
@@ -279,29 +326,17 @@ impl StateDir {
         Ok(base)
     }
 
-    /// This namespace's directories that are there and may be believed.
-    fn existing_bases(&self) -> impl Iterator<Item = PathBuf> {
+    /// The roots that are there and may be believed.
+    fn existing_roots(&self) -> impl Iterator<Item = &Path> {
         self.roots
             .iter()
             .filter(|root| !root.shared || check_private_dir(&root.path).is_ok())
-            .map(|root| root.path.join(self.netns.to_string()))
-            .filter(|base| base.is_dir())
+            .map(|root| root.path.as_path())
     }
 
-    /// Read every root; `locked` is the one whose lock the caller holds.
-    fn scan(&self, locked: Option<&Path>) -> Result<Vec<SandboxState>> {
-        let mut found = Vec::new();
-        for base in self.existing_bases() {
-            let _guard = match locked {
-                Some(path) if path == base => None,
-                // The other roots' locks are never held while waiting for the first one's by anybody else:
-                // who registers takes its own, then these for a moment, in the order of the roots.
-                Some(_) => lock_base(&base).ok(),
-                None => Some(lock_base(&base)?),
-            };
-            found.extend(read_base(&base)?);
-        }
-        Ok(found)
+    /// This namespace's directories that are there and may be believed.
+    fn existing_bases(&self) -> impl Iterator<Item = PathBuf> {
+        self.existing_roots().map(|root| root.join(self.netns.to_string())).filter(|base| base.is_dir())
     }
 }
 
@@ -312,6 +347,8 @@ pub struct Registration {
     entry: PathBuf,
     lock: File,
     last: SandboxState,
+    /// Which claims it has, as paths below the base.
+    claims: Vec<String>,
 }
 
 impl Registration {
@@ -329,23 +366,28 @@ impl Registration {
         Ok(())
     }
 
-    /// Make the entry again when it has gone (logind removed the runtime directory), with the state published
-    /// last. True when it had to: an API socket in it must then be bound anew.
+    /// Make the entry and the claims again when they have gone (logind removed the runtime directory), with the state
+    /// published last. True when the entry was made anew: an API socket in it must then be bound anew.
     pub fn repair(&mut self) -> Result<bool> {
-        let same = |a: fs::Metadata, b: fs::Metadata| a.ino() == b.ino() && a.dev() == b.dev();
-        let intact = match (fs::metadata(self.entry.join("lock")), self.lock.metadata()) {
-            (Ok(there), Ok(ours)) => same(there, ours),
-            _ => false,
-        };
-        if intact {
+        let entry_is_there = claims::is_same_file(&self.entry.join("lock"), &self.lock);
+        let names = 1 + self.claims.len() as u64;
+        if entry_is_there && self.lock.metadata().is_ok_and(|meta| meta.nlink() == names) {
             return Ok(false);
         }
-        let base = self.dir.usable_base()?;
-        let _guard = lock_base(&base)?;
-        self.entry = base.join("sandboxes").join(&self.last.id);
-        self.lock = make_entry(&self.entry)?;
+        let locked = if entry_is_there { self.lock()? } else { self.dir.lock()? };
+        if !entry_is_there {
+            self.entry = entry_of(locked.base(), &self.last.id);
+            self.lock = make_entry(&self.entry)?;
+        }
+        for claim in std::mem::take(&mut self.claims) {
+            // Nobody knew that it was taken.
+            if let Some(holder) = self.claim(&locked, &claim)? {
+                tracing::warn!("the claim {claim} was lost to the sandbox `{}` ({})", holder.name, holder.id);
+            }
+        }
+        self.write_claims()?;
         write_state(&self.entry, &self.last)?;
-        Ok(true)
+        Ok(!entry_is_there)
     }
 
     /// Bind the API's socket in the entry, whatever the length of its path; mode 0600. An old one is replaced.
@@ -366,9 +408,11 @@ impl Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         // Under the directory's lock, so that nobody sees half of it; without it when the root has gone.
-        let base = self.entry.parent().and_then(Path::parent);
-        let _guard = base.and_then(|base| lock_base(base).ok());
-        remove_entry(&self.entry);
+        if let Some(base) = self.entry.parent().and_then(Path::parent) {
+            let _guard = lock_base(base).ok();
+            self.remove_claims(base, &self.claims);
+            remove_entry(&self.entry);
+        }
     }
 }
 
@@ -437,25 +481,29 @@ fn lock_base(base: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// The living sandboxes of one root, whose lock the caller holds. Leftovers are removed.
-fn read_base(base: &Path) -> Result<Vec<SandboxState>> {
+/// A sandbox's directory.
+fn entry_of(base: &Path, id: &str) -> PathBuf {
+    base.join("sandboxes").join(id)
+}
+
+/// The living sandboxes of one root, and the entries that seem to be leftovers.
+fn read_base(base: &Path) -> Result<(Vec<SandboxState>, Vec<PathBuf>)> {
     let sandboxes = base.join("sandboxes");
     let entries = match fs::read_dir(&sandboxes) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), Vec::new())),
         Err(error) => return Err(failed("read", sandboxes)(error)),
     };
-    let mut found = Vec::new();
-    for entry in entries.flatten() {
-        let path = entry.path();
-        if is_alive(&path) {
+    let (mut found, mut leftovers) = (Vec::new(), Vec::new());
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if is_held(&path.join("lock")) {
             // A living one without a readable state is ending right now, or its disk is full.
             found.extend(read_state(&path));
         } else {
-            remove_entry(&path);
+            leftovers.push(path);
         }
     }
-    Ok(found)
+    Ok((found, leftovers))
 }
 
 fn open_lock(path: &Path) -> io::Result<File> {
@@ -483,9 +531,9 @@ fn make_entry(entry: &Path) -> Result<File> {
     }
 }
 
-/// Does a living supervisor hold this entry's lock? When that cannot be found out it is taken for alive.
-fn is_alive(entry: &Path) -> bool {
-    match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(entry.join("lock")) {
+/// Does a living supervisor hold the lock on this file? When that cannot be found out it is taken for alive.
+fn is_held(path: &Path) -> bool {
+    match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path) {
         Ok(lock) => !matches!(lock.try_lock_shared(), Ok(())),
         Err(error) => !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
     }
@@ -518,225 +566,4 @@ fn read_state(entry: &Path) -> Option<SandboxState> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::process::{Command, Stdio};
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    /// A directory that goes away with the test.
-    struct Scratch(PathBuf);
-
-    impl Scratch {
-        fn new() -> Scratch {
-            static NEXT: AtomicU32 = AtomicU32::new(0);
-            let n = NEXT.fetch_add(1, Ordering::Relaxed);
-            let path = std::env::temp_dir().join(format!("tapline-state-{}-{n}", std::process::id()));
-            DirBuilder::new().mode(0o700).create(&path).unwrap();
-            Scratch(path)
-        }
-
-        fn dir(&self) -> StateDir {
-            let runtime = self.0.join("run");
-            make_private_dir(&runtime).unwrap();
-            StateDir::at(Some(runtime), self.0.join("fallback"), 42).unwrap()
-        }
-    }
-
-    impl Drop for Scratch {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
-
-    #[test]
-    fn a_registered_sandbox_is_found_by_name_id_and_prefix_until_it_ends() {
-        let scratch = Scratch::new();
-        let dir = scratch.dir();
-        let mut one = dir.register("0123456789ab", "web").unwrap();
-        let _two = dir.register("01ffffffffff", "db").unwrap();
-        let mut state = dir.find("web").unwrap();
-        assert_eq!((state.id.as_str(), state.pid), ("0123456789ab", None));
-        state.pid = Some(7);
-        one.publish(&state).unwrap();
-        assert_eq!(dir.find("0123456789ab").unwrap(), state);
-        assert_eq!(dir.find("012").unwrap(), state);
-        assert!(matches!(dir.find("01"), Err(StateError::Ambiguous { .. })));
-        assert!(matches!(dir.find(""), Err(StateError::NotFound(_))));
-        drop(one);
-        assert!(matches!(dir.find("web"), Err(StateError::NotFound(_))));
-        assert_eq!(dir.list().unwrap().len(), 1);
-    }
-
-    #[test]
-    fn a_taken_name_is_refused_with_who_has_it() {
-        let scratch = Scratch::new();
-        let dir = scratch.dir();
-        let _held = dir.register("0123456789ab", "web").unwrap();
-        let error = dir.register("ba9876543210", "web").unwrap_err().to_string();
-        assert!(error.contains("`web`") && error.contains("0123456789ab") && error.contains("--name"), "{error}");
-        assert!(!scratch.0.join("run/tapline/42/sandboxes/ba9876543210").exists());
-    }
-
-    #[test]
-    fn of_many_who_want_one_name_at_once_one_gets_it() {
-        let scratch = Scratch::new();
-        let dir = scratch.dir();
-        let barrier = std::sync::Barrier::new(8);
-        let won: Vec<Registration> = std::thread::scope(|scope| {
-            let tries: Vec<_> = (0..8)
-                .map(|n| {
-                    let (dir, barrier) = (&dir, &barrier);
-                    scope.spawn(move || {
-                        barrier.wait();
-                        dir.register(&format!("00000000000{n}"), "same").ok()
-                    })
-                })
-                .collect();
-            tries.into_iter().filter_map(|t| t.join().unwrap()).collect()
-        });
-        assert_eq!(won.len(), 1);
-        assert_eq!(dir.list().unwrap().len(), 1);
-    }
-
-    #[test]
-    fn a_glance_does_not_wait_for_whoever_has_the_lock() {
-        let scratch = Scratch::new();
-        let dir = scratch.dir();
-        let _web = dir.register("0123456789ab", "web").unwrap();
-        let lock = lock_base(&scratch.0.join("run/tapline/42")).unwrap();
-        assert_eq!(dir.glance(), []);
-        drop(lock);
-        assert_eq!(dir.glance(), dir.list().unwrap());
-        assert_eq!(dir.glance().len(), 1);
-    }
-
-    #[test]
-    fn the_entry_of_a_killed_supervisor_is_cleaned_by_who_meets_it() {
-        let scratch = Scratch::new();
-        let dir = scratch.dir();
-        // Another process holds the lock, as a supervisor would; then it is killed.
-        let entry = scratch.0.join("run/tapline/42/sandboxes/aaaaaaaaaaaa");
-        drop(make_entry(&entry).unwrap());
-        let mut holder = Command::new("flock")
-            .arg(entry.join("lock"))
-            .args(["sh", "-c", "echo held; exec sleep 60"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = [0; 5];
-        holder.stdout.take().unwrap().read_exact(&mut line).unwrap();
-        let mut state = dir.register("bbbbbbbbbbbb", "other").map(|r| r.last.clone()).unwrap();
-        (state.id, state.name) = ("aaaaaaaaaaaa".into(), "web".into());
-        write_state(&entry, &state).unwrap();
-        assert_eq!(dir.find("web").unwrap().id, "aaaaaaaaaaaa");
-        assert!(matches!(dir.register("cccccccccccc", "web"), Err(StateError::NameTaken { .. })));
-
-        // `sleep` inherits the lock from flock(1), so it has to go as well.
-        kill_tree(holder.id());
-        holder.wait().unwrap();
-        let freed = (0..500).find_map(|_| {
-            let freed = dir.register("cccccccccccc", "web").ok();
-            if freed.is_none() {
-                std::thread::sleep(std::time::Duration::from_millis(10));
-            }
-            freed
-        });
-        assert!(freed.is_some());
-        assert!(!entry.exists());
-    }
-
-    fn kill_tree(pid: u32) {
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-        for child in children.split_whitespace() {
-            kill_tree(child.parse().unwrap());
-        }
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
-    }
-
-    #[test]
-    fn without_a_runtime_directory_the_fallback_serves_and_is_found_again() {
-        let scratch = Scratch::new();
-        let fallback = scratch.0.join("fallback");
-        let without = StateDir::at(None, fallback.clone(), 42).unwrap();
-        let _held = without.register("0123456789ab", "web").unwrap();
-        assert_eq!(fs::metadata(&fallback).unwrap().mode() & 0o7777, 0o700);
-        let with = scratch.dir();
-        assert_eq!(with.find("web").unwrap().id, "0123456789ab");
-        assert!(matches!(with.register("ba9876543210", "web"), Err(StateError::NameTaken { .. })));
-    }
-
-    #[test]
-    fn a_removed_runtime_directory_is_survived() {
-        let scratch = Scratch::new();
-        let dir = scratch.dir();
-        let mut held = dir.register("0123456789ab", "web").unwrap();
-        assert!(!held.repair().unwrap());
-        fs::remove_dir_all(scratch.0.join("run")).unwrap();
-        assert!(held.repair().unwrap());
-        assert!(held.path().starts_with(scratch.0.join("fallback")), "{:?}", held.path());
-        let later = StateDir::at(Some(scratch.0.join("run")), scratch.0.join("fallback"), 42).unwrap();
-        assert_eq!(later.find("web").unwrap().id, "0123456789ab");
-    }
-
-    #[test]
-    fn another_namespace_sees_none_of_them() {
-        let scratch = Scratch::new();
-        let _held = scratch.dir().register("0123456789ab", "web").unwrap();
-        let other = StateDir::at(Some(scratch.0.join("run")), scratch.0.join("fallback"), 43).unwrap();
-        assert!(other.list().unwrap().is_empty());
-        other.register("0123456789ab", "web").unwrap();
-    }
-
-    #[test]
-    fn a_fallback_that_somebody_prepared_is_refused() {
-        let scratch = Scratch::new();
-        let elsewhere = scratch.0.join("elsewhere");
-        make_private_dir(&elsewhere).unwrap();
-        let link = scratch.0.join("link");
-        std::os::unix::fs::symlink(&elsewhere, &link).unwrap();
-        let error = StateDir::at(None, link, 42).unwrap_err().to_string();
-        assert!(error.contains("symbolic link") && error.contains("XDG_RUNTIME_DIR"), "{error}");
-
-        let open = scratch.0.join("open");
-        make_private_dir(&open).unwrap();
-        fs::set_permissions(&open, fs::Permissions::from_mode(0o755)).unwrap();
-        assert!(StateDir::at(None, open, 42).unwrap_err().to_string().contains("0755"));
-
-        let file = scratch.0.join("file");
-        fs::write(&file, "").unwrap();
-        assert!(StateDir::at(None, file, 42).unwrap_err().to_string().contains("not a directory"));
-    }
-
-    #[test]
-    fn a_runtime_directory_that_is_no_directory_of_ours_is_passed_over() {
-        let scratch = Scratch::new();
-        let file = scratch.0.join("file");
-        fs::write(&file, "").unwrap();
-        for bad in [file, scratch.0.join("missing"), PathBuf::from("relative")] {
-            let dir = StateDir::at(Some(bad), scratch.0.join("fallback"), 42).unwrap();
-            let held = dir.register("0123456789ab", "web").unwrap();
-            assert!(held.path().starts_with(scratch.0.join("fallback")));
-        }
-    }
-
-    #[test]
-    fn the_api_socket_is_reached_through_a_path_of_any_length() {
-        let scratch = Scratch::new();
-        let mut deep = scratch.0.clone();
-        for _ in 0..4 {
-            deep.push("d".repeat(40));
-            make_private_dir(&deep).unwrap();
-        }
-        let dir = StateDir::at(Some(deep), scratch.0.join("fallback"), 42).unwrap();
-        let held = dir.register("0123456789ab", "web").unwrap();
-        let listener = held.bind_api().unwrap();
-        let mut client = dir.connect_api("0123456789ab").unwrap();
-        let (mut server, _) = listener.accept().unwrap();
-        client.write_all(b"x").unwrap();
-        let mut byte = [0];
-        server.read_exact(&mut byte).unwrap();
-        assert_eq!(fs::metadata(held.path().join("api.sock")).unwrap().mode() & 0o777, 0o600);
-        held.bind_api().unwrap();
-    }
-}
+mod tests;

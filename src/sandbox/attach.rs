@@ -486,5 +486,7 @@ fn state_of(plan: &plan::Attach) -> SandboxState {
         command,
         endpoints: vec![Seat { endpoint: endpoint(plan), network: plan.network.clone(), default_route: true }],
         ports: Vec::new(),
+        names: None,
+        container: None,
     }
 }

@@ -161,6 +161,8 @@ fn state_of(plan: &Run) -> SandboxState {
             .into_iter()
             .collect(),
         ports: Vec::new(),
+        names: Some(plan.names.clone()),
+        container: plan.container.clone(),
     }
 }
 
