@@ -357,6 +357,11 @@ impl Registration {
         &self.entry
     }
 
+    /// The sandbox's places on networks, as published last.
+    pub fn seats(&self) -> &[Seat] {
+        &self.last.endpoints
+    }
+
     /// Replace `state.json`, atomically. Makes the directory again when somebody removed it.
     pub fn publish(&mut self, state: &SandboxState) -> Result<()> {
         self.last = state.clone();

@@ -13,6 +13,9 @@ use super::{Ipv4Layout, Ipv6Layout, MacAddr, Network, Outbound, PRIVATE, Sharing
 /// The network of every sandbox that asks for no other; made on first use, cannot be removed.
 pub const BRIDGE: &str = "bridge";
 
+/// The MTU of a network of which nothing else was said: the largest.
+pub const DEFAULT_MTU: u16 = 65520;
+
 /// Idle UDP flows of a shared network live so long (RFC 4787 REQ-5 recommends five minutes).
 const UDP_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -177,14 +180,71 @@ pub struct Definition {
     pub created: u64,
 }
 
+/// One family of a network that is to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted<T> {
+    /// Without it.
+    No,
+    /// With a subnet that is free.
+    Any,
+    /// With this one.
+    This(T),
+}
+
+/// A network that is to be made: what was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draft {
+    /// Its name.
+    pub name: String,
+    /// IPv4.
+    pub v4: Wanted<Ipv4Part>,
+    /// IPv6.
+    pub v6: Wanted<Ipv6Part>,
+    /// As in [`Definition`], like what follows.
+    pub mtu: u16,
+    /// Its rules.
+    pub sharing: Sharing,
+    /// Resolvers.
+    pub dns: Vec<IpAddr>,
+    /// Search domains.
+    pub dns_search: Vec<String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Draft {
+    /// A network of both families, of which nothing else was said.
+    pub fn new(name: &str) -> Draft {
+        Draft {
+            name: name.to_owned(),
+            v4: Wanted::Any,
+            v6: Wanted::Any,
+            mtu: DEFAULT_MTU,
+            sharing: Sharing { internal: false, icc: true },
+            dns: Vec::new(),
+            dns_search: Vec::new(),
+            labels: BTreeMap::new(),
+        }
+    }
+
+    /// As [`Definition::check`].
+    pub fn check(&self) -> Result<(), DefinitionError> {
+        check_families(self.v4 != Wanted::No, self.v6 != Wanted::No, self.mtu)
+    }
+}
+
+fn check_families(v4: bool, v6: bool, mtu: u16) -> Result<(), DefinitionError> {
+    match (v4, v6) {
+        (false, false) => Err(DefinitionError::NoFamily),
+        (_, true) if mtu < 1280 => Err(DefinitionError::Mtu(mtu)),
+        _ => Ok(()),
+    }
+}
+
 impl Definition {
     /// What the parts alone do not say: there is one at least, and the MTU is large enough for them.
     pub fn check(&self) -> Result<(), DefinitionError> {
-        match (&self.v4, &self.v6) {
-            (None, None) => Err(DefinitionError::NoFamily),
-            (_, Some(_)) if self.mtu < 1280 => Err(DefinitionError::Mtu(self.mtu)),
-            _ => Ok(()),
-        }
+        check_families(self.v4.is_some(), self.v6.is_some(), self.mtu)
     }
 
     /// Its subnets, IPv4 first.

@@ -14,7 +14,9 @@ mod run;
 pub mod subnet;
 pub mod words;
 
-pub use definition::{BRIDGE, Definition, DefinitionError, Ipv4Part, Ipv6Part, parse_network_name};
+pub use definition::{
+    BRIDGE, DEFAULT_MTU, Definition, DefinitionError, Draft, Ipv4Part, Ipv6Part, Wanted, parse_network_name,
+};
 pub use mac::{MacAddr, MacError};
 pub use network::{
     Access, Endpoint, HostView, Ipv4Layout, Ipv6Layout, LinkKind, Network, Outbound, PRIVATE, SandboxLink, Sharing,

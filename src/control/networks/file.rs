@@ -15,10 +15,7 @@ use ipnet::IpNet;
 use toml::de::{DeTable, DeValue};
 use toml::value::Offset;
 
-use crate::plan::{Definition, Ipv4Part, Ipv6Part, Sharing, date, subnet, words};
-
-/// The MTU where a file says nothing, and where nothing else is asked for: the largest.
-pub const DEFAULT_MTU: u16 = 65520;
+use crate::plan::{DEFAULT_MTU, Definition, Ipv4Part, Ipv6Part, Sharing, date, subnet, words};
 
 /// A definition that cannot be read: where, why, and what to do.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
