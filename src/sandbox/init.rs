@@ -12,7 +12,7 @@
 //! It keeps nothing open but its socket to the supervisor, and none of CMD's standard streams: who reads CMD's output
 //! sees its end when CMD closes it. It is dumpable again, unlike the agent, so that `tapline exec` can join its
 //! namespaces; CMD, which has the same rights, gains nothing by tracing it, and a locked CMD cannot trace it.
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::{set_dumpable, set_pdeathsig};
@@ -65,7 +65,10 @@ impl Init {
             let _ = wire::send(supervisor, &FromInit::Notice { text }, &[]);
         }
         let told = |e: wire::WireError| e.to_string();
-        wire::send(supervisor, &FromInit::Ready, &[]).map_err(told)?;
+        let files = self.view.open_names();
+        let fds: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
+        wire::send(supervisor, &FromInit::Ready, &fds).map_err(told)?;
+        drop(files);
         loop {
             match wire::recv::<ToInit>(supervisor).map_err(told)? {
                 Some((ToInit::Go, _)) => break,

@@ -71,7 +71,8 @@ pub(super) enum FromInit {
         /// The sentence.
         text: String,
     },
-    /// Mounts and names are made; waits for [`ToInit::Go`].
+    /// Mounts and names are made; waits for [`ToInit::Go`]. Beside it, where they are the sandbox's own, its hosts and
+    /// resolv.conf, open for reading and writing.
     Ready,
     /// It cannot be done; one sentence.
     Failed {

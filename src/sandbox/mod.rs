@@ -11,6 +11,7 @@
 //! | supervisor | the process the person started: waits for everything, passes on |
 //! | agent | the process inside the namespaces that does there what only a member can |
 //! | init, command | the first process of the PID namespace; CMD |
+//! | [`seat`] | what a gateway is to know of a sandbox on its network |
 //! | uplink | a supervisor's way to its gateway, which it replaces when it dies |
 //! | ports | published ports as a supervisor keeps them |
 //! | attend | what an agent does as long as the sandbox lives |
@@ -35,6 +36,7 @@ mod message;
 pub mod mounts;
 pub mod order;
 mod ports;
+pub mod seat;
 mod signals;
 mod supervisor;
 pub mod target;

@@ -22,7 +22,7 @@
 //!
 //! Propagation is made private first: nothing that is mounted here shows outside, and the other way round. Nothing
 //! is undone on failure: the mount namespace ends with the process that made it.
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -30,6 +30,7 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use super::etc;
 use crate::plan::{Mode, PidMode};
 use crate::sys::ns;
 
@@ -148,6 +149,21 @@ impl View {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?;
         }
         Ok(())
+    }
+
+    /// After [`make`](Self::make): the sandbox's own hosts and resolv.conf, in this order, open for reading and writing.
+    /// Nothing where not both are its own, and where they cannot be opened: then they stay as they are.
+    pub fn open_names(&self) -> Vec<File> {
+        let is_own = |name| self.files.iter().any(|(own, _)| *own == name);
+        let names = [etc::HOSTS, etc::RESOLV_CONF];
+        if !names.into_iter().all(is_own) {
+            return Vec::new();
+        }
+        let open = |name| File::options().read(true).write(true).open(Path::new("/etc").join(name));
+        names.into_iter().map(open).collect::<io::Result<_>>().unwrap_or_else(|error| {
+            tracing::debug!("hosts and resolv.conf will not follow changes: {error}");
+            Vec::new()
+        })
     }
 
     /// Empty directories over what leads to the host's name services, and over our own state. What is not there

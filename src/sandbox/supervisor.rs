@@ -38,10 +38,11 @@ use nix::unistd::{Pid, getpid};
 use super::SandboxError;
 use super::agent::Agent;
 use super::command::{self, CommandLine};
-use super::etc;
+use super::etc::{self, OwnFiles};
 use super::init::Init;
 use super::message::{FromAgent, FromInit, ToAgent, ToInit};
 use super::mounts::View;
+use super::seat;
 use super::signals::{Arrived, Signals};
 use super::terminal::Terminal;
 use super::uplink::{Heard, PATIENCE, Record, Task, Uplink};
@@ -49,7 +50,7 @@ use super::userns::{self, Caller};
 use crate::control::state::{Registration, SandboxState, StateDir};
 use crate::control::wire;
 use crate::host::watch::HostWatch;
-use crate::plan::{Endpoint, Mode, Run, Seat};
+use crate::plan::{Mode, Run, Seat};
 use crate::sys::proc::{self, Forked};
 use crate::sys::{scm, spawn};
 
@@ -76,10 +77,11 @@ pub fn run(plan: Run) -> Result<i32, SandboxError> {
         Mode::Host => std::fs::read_to_string("/etc/hosts").unwrap_or_default(),
         Mode::Private | Mode::Bridge | Mode::None | Mode::Container => String::new(),
     };
+    let seats: Vec<Seat> = (plan.mode == Mode::Private).then(|| seat::private(&plan)).into_iter().collect();
     let view = View {
         mode: plan.mode,
         pid: plan.pid,
-        files: etc::files(&plan, &search, &host_hosts),
+        files: etc::files(&plan, &seats, &[], &search, &host_hosts),
         own_dirs: own_dirs(caller, &registration),
     };
     let hostname = plan.names.hostname.clone();
@@ -94,12 +96,13 @@ pub fn run(plan: Run) -> Result<i32, SandboxError> {
         }
         Forked::Parent(pid) => pid,
     };
-    drop((supervisor, init_supervisor, init));
-    let mut record = Record { registration, state: state_of(&plan) };
+    let own_names = init.view.files;
+    drop((supervisor, init_supervisor));
+    let mut record = Record { registration, state: state_of(&plan, &seats) };
     record.publish()?;
     let uplink = watch.map(|watch| {
         let task = Task {
-            endpoint: endpoint(&plan),
+            endpoint: seat::private(&plan).endpoint,
             network: &plan.network,
             search: plan.names.search.as_deref(),
             ports: &plan.ports,
@@ -116,6 +119,8 @@ pub fn run(plan: Run) -> Result<i32, SandboxError> {
         init_socket: Some(init_socket),
         uplink,
         record: &mut record,
+        own_names,
+        files: None,
         mounted: false,
         connected: false,
         let_go: false,
@@ -142,7 +147,7 @@ fn own_dirs(caller: Caller, registration: &Registration) -> Vec<PathBuf> {
 }
 
 /// What `ps` and `inspect` show before there is a PID.
-fn state_of(plan: &Run) -> SandboxState {
+fn state_of(plan: &Run, seats: &[Seat]) -> SandboxState {
     let private = plan.mode == Mode::Private;
     let v4 = plan.network.v4.filter(|_| private).map(|l| l.sandbox);
     let v6 = plan.network.v6.filter(|_| private).map(|l| l.sandbox);
@@ -156,25 +161,10 @@ fn state_of(plan: &Run) -> SandboxState {
         v6,
         since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         command: plan.command.iter().map(|w| w.to_string_lossy().into_owned()).collect(),
-        endpoints: private
-            .then(|| Seat { endpoint: endpoint(plan), network: plan.network.clone(), default_route: true })
-            .into_iter()
-            .collect(),
+        endpoints: seats.to_vec(),
         ports: Vec::new(),
         names: Some(plan.names.clone()),
         container: plan.container.clone(),
-    }
-}
-
-fn endpoint(plan: &Run) -> Endpoint {
-    Endpoint {
-        id: plan.id.clone(),
-        name: plan.name.clone(),
-        ifname: plan.interface.name.clone(),
-        mac: plan.interface.mac,
-        v4: plan.network.v4.map(|l| l.sandbox),
-        v6: plan.network.v6.map(|l| l.sandbox),
-        ..Endpoint::default()
     }
 }
 
@@ -189,6 +179,10 @@ struct Supervisor<'a> {
     /// For a private network.
     uplink: Option<Uplink<'a>>,
     record: &'a mut Record,
+    /// What init writes into /etc.
+    own_names: Vec<(&'static str, String)>,
+    /// Hosts and resolv.conf, once init has made them.
+    files: Option<OwnFiles>,
     /// Init is ready.
     mounted: bool,
     /// The gateway carries frames, and serves the ports that were asked for.
@@ -308,9 +302,11 @@ impl Supervisor<'_> {
 
     fn hear_init(&mut self) -> Result<Option<i32>, SandboxError> {
         let Some(socket) = &self.init_socket else { return Ok(None) };
-        match wire::recv::<FromInit>(socket)?.map(|(message, _)| message) {
+        let (message, fds) = wire::recv::<FromInit>(socket)?.unzip();
+        match message {
             Some(FromInit::Notice { text }) => tracing::warn!("{text}"),
             Some(FromInit::Ready) => {
+                self.files = OwnFiles::new(fds.unwrap_or_default(), &std::mem::take(&mut self.own_names));
                 self.mounted = true;
                 self.go_if_ready()?;
             }
