@@ -441,7 +441,7 @@ impl Identifications {
 #[cfg(test)]
 pub(crate) mod testing {
     use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use crate::gateway::Segment;
     use crate::gateway::link::{Link, Offload, Peer, PortId};
@@ -489,7 +489,7 @@ pub(crate) mod testing {
     }
 
     pub fn segment(mtu: u16) -> Segment {
-        let mut segment = Segment::new(Instant::now(), network(mtu), HostView::default());
+        let mut segment = Segment::new(network(mtu), HostView::default());
         segment.add(PEER.port, endpoint());
         segment
     }

@@ -15,7 +15,7 @@
 //! Errors to sandboxes are made by [`send_error`], for every other part of the gateway. It keeps the rules that
 //! stop storms: no error about an error, none about a fragment other than the first, none about what was sent to
 //! a multicast or broadcast address (but packet too big, which IPv6 wants), none to a source that is not one
-//! host; and a bucket ([`RateLimit`]) of a thousand, refilled at a thousand a second, which traceroute and path
+//! host; and for each sandbox a bucket ([`RateLimit`]) of a thousand, refilled at a thousand a second, which traceroute and path
 //! MTU discovery never empty and a flood does. What an error quotes: for IPv4 as much as keeps the error within
 //! 576 bytes (RFC 1812, 4.3.2.3), for IPv6 within 1280 (RFC 4443, 2.4 c).
 //!
@@ -141,7 +141,7 @@ pub fn send_error(
         return;
     }
     let Some(src) = error_source(segment, offender, &about) else { return };
-    if !segment.icmp_limit.take(now) {
+    if !segment.icmp_limits.entry(peer.port).or_insert_with(|| RateLimit::new(now)).take(now) {
         segment.counters.drop(DropReason::RateLimited);
         return;
     }

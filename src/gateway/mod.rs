@@ -72,8 +72,8 @@ pub struct Segment {
     addresses: HashMap<IpAddr, PortId>,
     /// What is counted.
     pub counters: Counters,
-    /// How many ICMP errors may still be sent.
-    pub icmp_limit: icmp::RateLimit,
+    /// How many ICMP errors may still be sent, to each port that was sent one.
+    icmp_limits: HashMap<PortId, icmp::RateLimit>,
     /// Identifications for fragmented datagrams.
     pub identifications: emit::Identifications,
     /// Addresses given by DHCP.
@@ -84,7 +84,7 @@ pub struct Segment {
 
 impl Segment {
     /// A segment with nobody on it yet.
-    pub fn new(now: Instant, network: Network, host: HostView) -> Segment {
+    pub fn new(network: Network, host: HostView) -> Segment {
         Segment {
             network,
             host,
@@ -92,7 +92,7 @@ impl Segment {
             ports: HashMap::new(),
             addresses: HashMap::new(),
             counters: Counters::default(),
-            icmp_limit: icmp::RateLimit::new(now),
+            icmp_limits: HashMap::new(),
             identifications: emit::Identifications::new(),
             leases: dhcp::Leases::default(),
             kept: kept::Kept::default(),
@@ -107,6 +107,7 @@ impl Segment {
 
     /// An endpoint leaves.
     fn remove(&mut self, port: PortId) {
+        self.icmp_limits.remove(&port);
         let Some(endpoint) = self.ports.remove(&port) else { return };
         for address in addresses(&endpoint) {
             if self.addresses.get(&address) == Some(&port) {
@@ -187,7 +188,7 @@ impl Gateway {
             echo: echo::EchoTable::new(network.udp_timeout),
             reassembly: reassembly::Reassembler::new(),
             advertiser: ndp::Advertiser::new(now),
-            segment: Segment::new(now, network, host),
+            segment: Segment::new(network, host),
         }
     }
 

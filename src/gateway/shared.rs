@@ -7,6 +7,7 @@ use etherparse::PacketBuilder;
 use super::counters::DropReason;
 use super::emit::testing::*;
 use super::link::{Asker, Offload, Peer, PortId};
+use super::tcp::HALF_OPEN_LIMIT;
 use super::testing::{Test, echo_frame, udp_frame};
 use crate::plan::{Access, Endpoint, HostView, MacAddr, Network, Sharing};
 
@@ -125,6 +126,34 @@ fn what_one_sandbox_may_reach_the_others_may_not() {
     }
     let sent: Vec<String> = test.host.udp.iter().map(|sent| sent.to.to_string()).collect();
     assert_eq!(sent, ["198.51.100.7:80", "127.0.0.1:80", "169.254.169.254:80"]);
+}
+
+#[test]
+fn one_sandbox_leaves_the_others_their_connects_and_their_errors() {
+    let mut test = test(false);
+    let peer = second(&mut test, Access::default());
+    let mut send = |port: PortId, mac: MacAddr, from: [u8; 4], source: u16, to: [u8; 4]| {
+        let mut syn = Vec::new();
+        PacketBuilder::ethernet2(mac.0, network(1500).gateway_mac.0)
+            .ipv4(from, to, 64)
+            .tcp(source, 80, 1, 65535)
+            .syn()
+            .write(&mut syn, b"")
+            .unwrap();
+        test.gateway.handle_frame(test.now, port, Offload::default(), &syn, &mut test.host, &mut test.link);
+        let sent = test.link.frames.len();
+        test.link.frames.clear();
+        (test.gateway.flows().0, test.gateway.counters().dropped(DropReason::HalfOpenLimit), sent)
+    };
+    let (own, outside, nobody) = ([10, 0, 2, 100], [192, 0, 2, 1], [169, 254, 169, 254]);
+    for source in 1..=HALF_OPEN_LIMIT as u16 {
+        send(PEER.port, PEER.mac, own, source, outside);
+    }
+    assert_eq!(send(PEER.port, PEER.mac, own, 5000, outside), (HALF_OPEN_LIMIT, 1, 0));
+    assert_eq!(send(peer.port, peer.mac, [10, 0, 2, 101], 5000, outside), (HALF_OPEN_LIMIT + 1, 1, 0));
+    let told: usize = (0..2000).map(|source| send(PEER.port, PEER.mac, own, 6000 + source, nobody).2).sum();
+    assert_eq!(told, 1000);
+    assert_eq!(send(peer.port, peer.mac, [10, 0, 2, 101], 6000, nobody).2, 1);
 }
 
 #[test]

@@ -69,7 +69,7 @@ impl TcpTable {
         sandbox_port: u16,
         link: &mut impl Link,
     ) -> Result<TcpId, DropReason> {
-        if self.dialing >= HALF_OPEN_LIMIT {
+        if self.dialing.of(port) >= HALF_OPEN_LIMIT {
             return Err(DropReason::HalfOpenLimit);
         }
         let endpoint = segment.ports.get(&port).ok_or(DropReason::NoFlow)?;
@@ -96,7 +96,7 @@ impl TcpTable {
         let id = self.insert(now, key, peer, State::Open(Box::new(open)));
         self.flows[id.index as usize].inbound = true;
         self.flows[id.index as usize].dial = Some(Dial { other, repeated: false });
-        self.dialing += 1;
+        self.dialing.add(port);
         segment.kept.keep(&segment.network, port, key.to.ip());
         segment.counters.tcp_flows += 1;
         self.dial(now, segment, id, link);
@@ -199,7 +199,7 @@ impl TcpTable {
             _ => {
                 open.answered(begins);
                 flow.dial = None;
-                self.dialing -= 1;
+                self.dialing.subtract(flow.key.port);
                 self.mark_dirty(id);
             }
         }

@@ -16,7 +16,8 @@
 //! ```
 //!
 //! While it is connecting the SYN is held: a repeated one changes nothing, one with another initial sequence
-//! number replaces it, a RST takes the flow away. Connecting flows are bounded ([`HALF_OPEN_LIMIT`]).
+//! number replaces it, a RST takes the flow away. Connecting flows are bounded, for each sandbox by itself
+//! ([`HALF_OPEN_LIMIT`]).
 //!
 //! smoltcp is hidden here. One `Interface` for each family serves all flows, since it holds nothing of a flow;
 //! each flow's socket is in a set of its own ([`TcpSlot`]), because an interface visits every socket of the set
@@ -64,7 +65,7 @@ mod wire;
 
 /// Bytes of each ring of a flow: what may be under way each way.
 const RING_BYTES: usize = 512 * 1024;
-/// Most flows whose host side is not connected yet; further SYNs are dropped and will be repeated.
+/// Most flows of a sandbox whose host side is not connected yet; further SYNs are dropped and will be repeated.
 pub const HALF_OPEN_LIMIT: usize = 1024;
 /// Ended flows whose memory is kept for the next.
 pub const SPARE_SLOTS: usize = 32;
@@ -117,6 +118,29 @@ struct Flow {
     dial: Option<Dial>,
 }
 
+/// How many flows of a kind each sandbox has. Who has none is not in it.
+#[derive(Default)]
+struct Counts(HashMap<PortId, usize>);
+
+impl Counts {
+    fn of(&self, port: PortId) -> usize {
+        self.0.get(&port).copied().unwrap_or(0)
+    }
+
+    fn add(&mut self, port: PortId) {
+        *self.0.entry(port).or_default() += 1;
+    }
+
+    fn subtract(&mut self, port: PortId) {
+        if let Entry::Occupied(mut count) = self.0.entry(port) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+}
+
 /// What is left of a flow whose sandbox may still repeat its FIN.
 struct TimeWait {
     until: Instant,
@@ -130,9 +154,9 @@ pub struct TcpTable {
     flows: Slab<Flow>,
     by_key: HashMap<Key, usize>,
     next_generation: u32,
-    connecting: usize,
+    connecting: Counts,
     /// Flows whose SYN the sandbox has not answered yet.
-    dialing: usize,
+    dialing: Counts,
     dirty: VecDeque<TcpId>,
     /// Flows that wait for room on their link.
     parked: Vec<TcpId>,
@@ -157,8 +181,8 @@ impl TcpTable {
             flows: Slab::new(),
             by_key: HashMap::new(),
             next_generation: 1,
-            connecting: 0,
-            dialing: 0,
+            connecting: Counts::default(),
+            dialing: Counts::default(),
             dirty: VecDeque::new(),
             parked: Vec::new(),
             timers: BinaryHeap::new(),
@@ -279,12 +303,12 @@ impl TcpTable {
             icmp::send_error(now, segment, packet.peer, None, IcmpError::HopLimitExceeded, packet.bytes, link);
             return Err(DropReason::HopLimit);
         }
-        if self.connecting >= HALF_OPEN_LIMIT {
+        if self.connecting.of(key.port) >= HALF_OPEN_LIMIT {
             return Err(DropReason::HalfOpenLimit);
         }
         let held = Box::new(HeldSyn::new(packet, tcp)?);
         let id = self.insert(now, key, packet.peer, State::Connecting(held));
-        self.connecting += 1;
+        self.connecting.add(key.port);
         segment.counters.tcp_flows += 1;
         if dns {
             host.tcp_connect_dns(id, Asker { peer: packet.peer, from: key.from, to: key.to.ip() });
@@ -457,7 +481,7 @@ impl TcpTable {
         open.receive(clock, interface, &mut segment.counters, held.bytes(), isn.wrapping_add(1), link);
         flow.state = State::Open(open);
         flow.last_active = now;
-        self.connecting -= 1;
+        self.connecting.subtract(key.port);
         self.mark_dirty(id);
         Ok(())
     }
@@ -661,10 +685,10 @@ impl TcpTable {
         self.flow(id)?;
         let flow = self.flows.remove(id.index as usize);
         if matches!(flow.state, State::Connecting(_)) {
-            self.connecting -= 1;
+            self.connecting.subtract(flow.key.port);
         }
         if flow.dial.is_some() {
-            self.dialing -= 1;
+            self.dialing.subtract(flow.key.port);
         }
         if flow.parked {
             self.parked.retain(|&other| other != id);

@@ -790,8 +790,8 @@ impl TcpTable {
         [
             ("flows", self.flows.len()),
             ("keys", self.by_key.len()),
-            ("connecting", self.connecting),
-            ("dialing", self.dialing),
+            ("connecting", self.connecting.0.values().sum()),
+            ("dialing", self.dialing.0.values().sum()),
             ("dirty", self.dirty.len()),
             ("parked", self.parked.len()),
             ("timers", self.timers.len()),
