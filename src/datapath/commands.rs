@@ -15,7 +15,7 @@
 //!   `try_send`. When it is full the worker goes on: a DNS query is counted as
 //!   [`DnsOverload`](crate::gateway::counters::DropReason::DnsOverload), and whoever asked asks again.
 //!
-//! A command that wants an answer carries a one-shot sender. A worker that is asked to stop answers and returns
+//! A command that wants an answer carries a one-shot sender. A worker that is asked to stop closes what is left and returns
 //! from its loop; a worker whose senders are all gone stops too. A sender whose worker has ended gets
 //! [`WorkerGone`].
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! The sending halves of all ports, as the gateway sees them.
 use crate::gateway::link::{Link, Offload, PortId};
 
-use super::port::Transmitter;
+use super::port::{NotForwarded, Received, Transmitter};
 
 /// Sending halves, by port.
 #[derive(Default)]
@@ -60,6 +60,17 @@ impl Links {
     /// Has any port no room now?
     pub fn any_full(&self) -> bool {
         !self.full.is_empty()
+    }
+
+    /// Send a frame that came from another port, as it came.
+    pub fn forward(&mut self, port: PortId, received: &Received<'_>) -> Result<(), NotForwarded> {
+        let sender = self.senders.get_mut(port.0 as usize).and_then(Option::as_mut).ok_or(NotForwarded::Refused)?;
+        let result = sender.transmitter.forward(received);
+        if !sender.listed && !sender.transmitter.has_room() {
+            sender.listed = true;
+            self.full.push(port);
+        }
+        result
     }
 
     fn sender(&self, port: PortId) -> Option<&Transmitter> {

@@ -1,9 +1,11 @@
-//! A worker's event loop ([`worker`]) and its ports ([`port`]); what it and the control thread say to each other
+//! A worker's event loop ([`worker`]), its ports ([`port`]) and the switch between them ([`switch`]); what it and the control thread say to each other
 //! ([`commands`]).
 pub mod commands;
 mod flow_list;
+mod linked_flows;
 pub mod links;
 pub mod port;
+pub mod switch;
 pub mod tokens;
 pub mod worker;
 

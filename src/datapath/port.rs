@@ -23,6 +23,15 @@
 //! ENOBUFS is not always followed by an event. So `handle_writable` has to be called at a writable event, and
 //! also [`RETRY`] after `has_room` became `false`.
 //!
+//! **On.** A frame for another sandbox leaves as it came: [`Transmitter::forward`] writes the bytes that were read, header
+//! included. Only where there is no room is it copied, into the queue, of which such frames get no more than
+//! [`QUEUE_FORWARDED`] places: the rest is for what the gateway itself has to say. A TAP takes every kind of
+//! super-segment that this machine's kernel makes, whichever offloads were set on it: TUNSETOFFLOAD is about what it
+//! gives, and a frame that comes in is cut by the receiver's own stack where it must be (drivers/net/tun.c,
+//! `tun_get_user`; linux/virtio_net.h, `virtio_net_hdr_to_skb`). A packet socket takes what the veth pair behind it
+//! takes, which is all. So nothing is cut here; a port that cannot take a frame would have to say so in
+//! [`Transmitter::takes`].
+//!
 //! A frame that the kernel does not take for a reason of its own (EINVAL, or EIO while the interface is down)
 //! is counted in [`Transmitter::refused`] and forgotten: nothing about one frame is worth the port.
 use std::cell::RefCell;
@@ -48,6 +57,9 @@ pub const RX_BUFFER: usize = VNET_HEADER + MAX_FRAME + 1;
 
 /// How many frames wait for a link without room before others are dropped.
 pub const QUEUE_FRAMES: usize = 64;
+
+/// How many of these may be frames of other sandboxes.
+pub const QUEUE_FORWARDED: usize = QUEUE_FRAMES / 2;
 
 /// How long after a link had no room it is tried again if no event came before.
 pub const RETRY: Duration = Duration::from_millis(1);
@@ -130,6 +142,31 @@ impl AsRawFd for Port {
     }
 }
 
+/// A frame that came.
+#[derive(Clone, Copy, Debug)]
+pub struct Received<'a> {
+    /// What its header says.
+    pub offload: Offload,
+    /// The header and the frame.
+    bytes: &'a [u8],
+}
+
+impl<'a> Received<'a> {
+    /// The frame, Ethernet header first.
+    pub fn frame(&self) -> &'a [u8] {
+        self.bytes.get(VNET_HEADER..).unwrap_or(&[])
+    }
+}
+
+/// Why a frame of another sandbox was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotForwarded {
+    /// There is no room.
+    NoRoom,
+    /// The sandbox's kernel would not have it.
+    Refused,
+}
+
 /// The half of a port that frames come from.
 #[derive(Debug)]
 pub enum Receiver {
@@ -140,16 +177,18 @@ pub enum Receiver {
 }
 
 impl Receiver {
-    /// The next frame, Ethernet header first, with what its header says; `None` when there is none now. `buffer`
-    /// has to be [`RX_BUFFER`] bytes long, and is what a TAP's frame is read into.
-    pub fn recv<'a>(&'a mut self, buffer: &'a mut [u8]) -> Result<Option<(Offload, &'a [u8])>, RecvError> {
+    /// The next frame with what its header says; `None` when there is none now. `buffer` has to be [`RX_BUFFER`] bytes
+    /// long, and is what a TAP's frame is read into.
+    pub fn recv<'a>(&'a mut self, buffer: &'a mut [u8]) -> Result<Option<Received<'a>>, RecvError> {
         match self {
             Receiver::Tap(fd) => loop {
                 match read(fd.as_fd(), buffer) {
                     Ok(length) if length == buffer.len() => return Err(RecvError::Malformed),
                     Ok(length) => {
-                        let (header, frame) = buffer[..length].split_first_chunk().ok_or(RecvError::Malformed)?;
-                        return Ok(Some((offload(&VnetHeader::decode(header), frame.len())?, frame)));
+                        let bytes = &buffer[..length];
+                        let (header, frame) = bytes.split_first_chunk().ok_or(RecvError::Malformed)?;
+                        let offload = offload(&VnetHeader::decode(header), frame.len())?;
+                        return Ok(Some(Received { offload, bytes }));
                     }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
@@ -159,7 +198,10 @@ impl Receiver {
             Receiver::Ring(ring) => match ring.recv() {
                 None => Ok(None),
                 Some(frame) if frame.incomplete => Err(RecvError::Malformed),
-                Some(frame) => Ok(Some((offload(&frame.header, frame.bytes.len())?, frame.bytes))),
+                Some(frame) => {
+                    let offload = offload(&frame.header, frame.bytes.len())?;
+                    Ok(Some(Received { offload, bytes: frame.with_header }))
+                }
             },
         }
     }
@@ -295,6 +337,37 @@ impl Transmitter {
         result
     }
 
+    /// Can this port take a frame with such offloads? See this file's head.
+    pub fn takes(&self, _offload: &Offload) -> bool {
+        true
+    }
+
+    /// Send a frame that came from another sandbox, as it came.
+    pub fn forward(&mut self, received: &Received<'_>) -> Result<(), NotForwarded> {
+        if !self.takes(&received.offload) {
+            return Err(NotForwarded::Refused);
+        }
+        if self.queue.is_empty() {
+            match self.send(received.bytes) {
+                Sent::Done => return Ok(()),
+                Sent::Later => {}
+                Sent::Never => {
+                    self.refused += 1;
+                    return Err(NotForwarded::Refused);
+                }
+            }
+        }
+        if self.queue.len() >= QUEUE_FORWARDED {
+            return Err(NotForwarded::NoRoom);
+        }
+        let mut buffer = take_buffer();
+        let end = received.bytes.len();
+        let room = buffer.get_mut(..end).ok_or(NotForwarded::Refused)?;
+        room.copy_from_slice(received.bytes);
+        self.enqueue(buffer, end);
+        Ok(())
+    }
+
     /// The link may have room again: send what waits.
     pub fn handle_writable(&mut self) {
         while let Some((buffer, end)) = self.queue.pop_front() {
@@ -373,8 +446,8 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(5);
         while Instant::now() < deadline {
             match receiver.recv(&mut buffer).map_err(text)? {
-                Some((offload, frame)) => {
-                    if let Some(found) = wanted(&offload, frame) {
+                Some(received) => {
+                    if let Some(found) = wanted(&received.offload, received.frame()) {
                         return Ok(found);
                     }
                 }
@@ -516,7 +589,8 @@ mod tests {
                 for number in 0..40 {
                     socket.send_to(&(expected + number).to_be_bytes(), "10.0.2.255:9000").map_err(text)?;
                 }
-                while let Some((_, frame)) = port.receiver.recv(&mut buffer).map_err(text)? {
+                while let Some(received) = port.receiver.recv(&mut buffer).map_err(text)? {
+                    let frame = received.frame();
                     if frame.len() >= 46 && frame[23] == 17 && frame[36..38] == 9000u16.to_be_bytes() {
                         if frame[42..46] != expected.to_be_bytes() {
                             return Err(format!("{:?} came instead of {expected}", &frame[42..46]));
@@ -578,5 +652,41 @@ mod tests {
         }
         assert!(tx.has_room());
         assert_eq!((tx.overflowed(), tx.refused()), (0, 0));
+    }
+
+    #[test]
+    fn a_frame_of_another_sandbox_leaves_as_it_came_and_waits_within_bounds() {
+        let (near, far) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        far.set_nonblocking(true).unwrap();
+        let mut tx = Transmitter::new(Arc::new(near.into()), true);
+        let header = VnetHeader {
+            flags: vnet::NEEDS_CSUM | vnet::DATA_VALID,
+            gso_type: vnet::GSO_TCPV4 | vnet::GSO_ECN,
+            hdr_len: 66,
+            gso_size: 1448,
+            csum_start: 34,
+            csum_offset: 16,
+        };
+        let mut bytes = header.encode().to_vec();
+        bytes.resize(3000, 7);
+        let offload = offload(&header, 2990).unwrap();
+        let mut sent = 0usize;
+        while tx.forward(&Received { offload, bytes: &bytes }) == Ok(()) {
+            sent += 1;
+            bytes[20..28].copy_from_slice(&(sent as u64).to_be_bytes());
+        }
+        assert_eq!(tx.queue.len(), QUEUE_FORWARDED);
+        assert_eq!(tx.forward(&Received { offload, bytes: &bytes }), Err(NotForwarded::NoRoom));
+        tx.transmit(Offload::default(), 60, |frame| frame.fill(9));
+        let mut buffer = [0; 4000];
+        for number in 0..sent {
+            assert_eq!(far.recv(&mut buffer).unwrap(), 3000);
+            assert_eq!(buffer[..10], bytes[..10], "the header is the sender's own");
+            assert!(number == 0 || buffer[20..28] == (number as u64).to_be_bytes());
+            tx.handle_writable();
+        }
+        assert_eq!((far.recv(&mut buffer).unwrap(), buffer[10]), (70, 9), "the gateway's own was not crowded out");
+        assert_eq!((tx.overflowed(), tx.refused(), tx.has_room()), (0, 0, true));
     }
 }

@@ -8,7 +8,8 @@
 //! 1. wait for events (not at all while something is left to be done, else until the next timer);
 //! 2. commands of the control thread;
 //! 3. host sockets that became ready: a TCP flow becomes dirty, datagrams are taken in batches;
-//! 4. frames, at most [`FRAME_BUDGET`] a port, each handed to the gateway; then the datagrams among them that waited
+//! 4. frames, at most [`FRAME_BUDGET`] a port, each handed to the gateway, or where several sandboxes are on the network
+//!    to where the [`switch`](super::switch) says; then the datagrams among them that waited
 //!    to leave together;
 //! 5. published ports ([`publish`](crate::publish)): accept, connect, move bytes and datagrams past the stack;
 //! 6. outcomes of connects; then dirty flows are pumped, at most [`PUMP_BUDGET`] of them;
@@ -34,13 +35,14 @@ use tokio::sync::{mpsc, oneshot};
 use super::commands::{Command, CommandReceiver, CommandSender, Event, Snapshot};
 use super::flow_list;
 use super::links::Links;
-use super::port::{self, RX_BUFFER, Receiver, RecvError};
+use super::port::{self, NotForwarded, RX_BUFFER, Received, Receiver, RecvError};
+use super::switch::{Switch, Way};
 use super::tokens::{self, Kind};
-use crate::gateway::Gateway;
 use crate::gateway::counters::DropReason;
 use crate::gateway::link::PortId;
 use crate::gateway::tcp::Outcome;
 use crate::gateway::tcp::flow::End;
+use crate::gateway::{Gateway, addresses};
 use crate::host::HostSide;
 use crate::host::ping::PingEvent;
 use crate::host::udp::UdpEvent;
@@ -82,6 +84,8 @@ struct Leaving {
 struct Served {
     gateway: Gateway,
     host: HostSide,
+    /// Where several sandboxes are on the network.
+    switch: Option<Switch>,
 }
 
 /// A worker; [`Worker::run`] is its thread.
@@ -173,7 +177,7 @@ impl Worker {
                 match tokens::read(event.token()) {
                     Some((Kind::Port, index)) => self.port_event(index, event),
                     Some((Kind::Tcp, index)) => {
-                        if let Some(Served { gateway, host }) = &mut self.served
+                        if let Some(Served { gateway, host, .. }) = &mut self.served
                             && let Some(flow) = host.tcp.handle_event(index, event)
                         {
                             gateway.tcp().handle_stream_ready(flow);
@@ -195,13 +199,13 @@ impl Worker {
             self.full_links();
             self.datagrams(now);
             self.frames(now);
-            if let Some(Served { gateway, host }) = &mut self.served {
+            if let Some(Served { gateway, host, .. }) = &mut self.served {
                 self.publishing.round(now, Surroundings { gateway, host, links: &mut self.links });
             }
             self.flows(now);
             self.farewells(now);
             self.tell();
-            if let Some(Served { gateway, host }) = &mut self.served
+            if let Some(Served { gateway, host, .. }) = &mut self.served
                 && gateway.next_timeout().is_some_and(|at| at <= now)
             {
                 gateway.handle_timeout(now, host, &mut self.links);
@@ -247,7 +251,7 @@ impl Worker {
 
     /// Take datagrams from sockets that have some.
     fn datagrams(&mut self, now: Instant) {
-        let Some(Served { gateway, host }) = &mut self.served else { return };
+        let Some(Served { gateway, host, .. }) = &mut self.served else { return };
         let links = &mut self.links;
         for (index, error) in std::mem::take(&mut self.ready_udp) {
             let more = host.udp.handle_ready(index, error, &mut self.batch, DATAGRAM_BUDGET, |event| match event {
@@ -283,7 +287,7 @@ impl Worker {
 
     /// Take frames from ports that have some.
     fn frames(&mut self, now: Instant) {
-        let Some(Served { gateway, host }) = &mut self.served else { return };
+        let Some(Served { gateway, host, switch }) = &mut self.served else { return };
         let mut failed = Vec::new();
         for key in std::mem::take(&mut self.ready_ports) {
             let Some(port) = self.ports.get_mut(key) else { continue };
@@ -291,16 +295,22 @@ impl Worker {
             port.queued = false;
             let mut taken = 0;
             loop {
-                if taken == FRAME_BUDGET {
+                if taken >= FRAME_BUDGET {
                     port.queued = true;
                     self.ready_ports.push(key);
                     break;
                 }
                 taken += 1;
                 match port.receiver.recv(&mut self.frame) {
-                    Ok(Some((offload, frame))) => {
-                        gateway.handle_frame(now, id, offload, frame, host, &mut self.links);
-                    }
+                    Ok(Some(received)) => match switch {
+                        Some(switch) => {
+                            let way = switch.judge(now, id, &received.offload, received.frame());
+                            taken += switched(now, id, way, &received, switch, gateway, host, &mut self.links);
+                        }
+                        None => {
+                            gateway.handle_frame(now, id, received.offload, received.frame(), host, &mut self.links);
+                        }
+                    },
                     Ok(None) => break,
                     Err(RecvError::Malformed) => gateway.count_drop(DropReason::Malformed),
                     Err(RecvError::Io(error)) => {
@@ -332,7 +342,7 @@ impl Worker {
 
     /// Outcomes of connects, then bytes.
     fn flows(&mut self, now: Instant) {
-        let Some(Served { gateway, host }) = &mut self.served else { return };
+        let Some(Served { gateway, host, .. }) = &mut self.served else { return };
         while let Some((flow, outcome, offender)) = host.tcp.take_outcome() {
             if gateway.handle_tcp_outcome(now, flow, outcome, offender, &mut self.links) == Outcome::Gone {
                 host.tcp.close(flow, true);
@@ -400,6 +410,9 @@ impl Worker {
             }
             Command::DetachPort { id, reply } => match self.by_id.remove(&id) {
                 Some(key) => {
+                    if let Some(Served { switch: Some(switch), .. }) = &mut self.served {
+                        switch.leave(PortId(key as u32));
+                    }
                     self.publishing.close_listeners(PortId(key as u32));
                     self.leaving.push(Leaving { key, until: now + FAREWELL, reply });
                     self.queue(key);
@@ -444,7 +457,7 @@ impl Worker {
             // Taken out before.
             Command::Stop => {}
             Command::HostChanged(view) => {
-                if let Some(Served { gateway, host }) = &mut self.served {
+                if let Some(Served { gateway, host, .. }) = &mut self.served {
                     host.handle_host_changed(&view);
                     gateway.handle_host_changed(view);
                 }
@@ -490,9 +503,14 @@ impl Worker {
     ) -> io::Result<PortId> {
         if self.served.is_none() {
             let side = HostSide::new(self.poll.registry(), &network, &host, self.events.clone())?;
-            let mut gateway = Gateway::new(now, network, host);
+            let mut gateway = Gateway::new(now, network.clone(), host);
             gateway.handle_foreign(self.foreign.clone());
-            self.served = Some(Served { gateway, host: side });
+            self.served = Some(Served { gateway, host: side, switch: Switch::new(&network) });
+        }
+        if let Some(Served { gateway, .. }) = &self.served
+            && is_gateways(gateway.network(), &endpoint)
+        {
+            return Err(io::Error::other("an address of the sandbox is the gateway's own: give it another"));
         }
         let port = port::Port::from_fd(link, fd).map_err(io::Error::other)?;
         let entry = self.ports.vacant_entry();
@@ -505,15 +523,21 @@ impl Worker {
         // Frames may have come before the registration.
         entry.insert(Port { endpoint: endpoint.clone(), queued: true, receiver: port.receiver, raw });
         self.ready_ports.push(key);
-        if let Some(Served { gateway, .. }) = &mut self.served {
+        if let Some(Served { gateway, switch, .. }) = &mut self.served {
+            if let Some(switch) = switch {
+                switch.add_port(now, PortId(key as u32), endpoint.clone());
+            }
             gateway.add_port(PortId(key as u32), endpoint);
         }
         Ok(PortId(key as u32))
     }
 
     fn detach(&mut self, key: usize) {
-        if let Some(Served { gateway, host }) = &mut self.served {
+        if let Some(Served { gateway, host, switch }) = &mut self.served {
             gateway.remove_port(PortId(key as u32), host);
+            if let Some(switch) = switch {
+                switch.remove_port(PortId(key as u32));
+            }
         }
         self.publishing.remove(PortId(key as u32));
         let Port { endpoint, raw, .. } = self.ports.remove(key);
@@ -526,3 +550,64 @@ impl Worker {
         self.ready_ports.retain(|&k| k != key);
     }
 }
+
+/// Has the endpoint an address of the gateway's?
+fn is_gateways(network: &Network, endpoint: &Endpoint) -> bool {
+    let is = |address| network.is_gateway(address) || network.is_dns(address);
+    endpoint.mac == network.gateway_mac || addresses(endpoint).any(is)
+}
+
+/// A frame on a shared network goes its way. What that costs beyond the frame itself, in frames.
+#[allow(clippy::too_many_arguments)]
+fn switched(
+    now: Instant,
+    from: PortId,
+    way: Way,
+    received: &Received<'_>,
+    switch: &Switch,
+    gateway: &mut Gateway,
+    host: &mut HostSide,
+    links: &mut Links,
+) -> usize {
+    let (offload, frame) = (received.offload, received.frame());
+    let mut forward = |to: PortId, gateway: &mut Gateway| {
+        let sent = links.forward(to, received);
+        if let Err(error) = sent {
+            gateway.count_drop(match error {
+                NotForwarded::NoRoom => DropReason::NoRoom,
+                NotForwarded::Refused => DropReason::LinkRefused,
+            });
+        }
+        u64::from(sent.is_ok())
+    };
+    match way {
+        Way::Gateway => gateway.handle_frame(now, from, offload, frame, host, links),
+        Way::Port(to) => {
+            let copies = forward(to, gateway);
+            gateway.count_switched(frame.len(), copies);
+        }
+        Way::Flood { gateway: answers } => {
+            let (mut written, mut copies) = (0, 0);
+            for to in switch.others(from) {
+                written += 1;
+                copies += forward(to, gateway);
+            }
+            if answers {
+                gateway.handle_frame(now, from, offload, frame, host, links);
+                gateway.count_copies(frame.len(), copies);
+            } else {
+                gateway.count_switched(frame.len(), copies);
+            }
+            return written;
+        }
+        Way::Refused => gateway.handle_refused(now, from, offload, frame, links),
+        Way::Nowhere(reason) => {
+            gateway.count_switched(frame.len(), 0);
+            gateway.count_drop(reason);
+        }
+    }
+    0
+}
+
+#[cfg(test)]
+mod tests;

@@ -29,6 +29,20 @@ reasons! {
     NotForUs => "not_for_us",
     /// The source address is not one the sandbox may use.
     Spoofed => "spoofed",
+    /// The Ethernet source is not the sandbox's own.
+    SpoofedMac => "spoofed_mac",
+    /// ARP or neighbor discovery that claims an address that is not the sandbox's own.
+    SpoofedNeighbor => "spoofed_neighbor",
+    /// A router advertisement, a redirect or an answer of a DHCP server, from a sandbox to others.
+    RogueServer => "rogue_server",
+    /// Addressed to an Ethernet address that nobody on the network has.
+    UnknownStation => "unknown_station",
+    /// From a sandbox to another that it does not reach: the network's sandboxes are kept apart, and no link opens it.
+    Isolated => "isolated",
+    /// Broadcast and multicast faster than a sandbox may send it to the others.
+    Storm => "storm",
+    /// The kernel of the sandbox it was for would not take it.
+    LinkRefused => "link_refused",
     /// Multicast or broadcast, which nobody answers on this network.
     Multicast => "multicast",
     /// A protocol above IP that the gateway does not carry.
@@ -116,5 +130,18 @@ impl Counters {
     /// How many frames were dropped for this reason.
     pub fn dropped(&self, reason: DropReason) -> u64 {
         self.dropped[reason as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manual_page_names_every_reason() {
+        let page = include_str!("../../man/tapline-api.7").replace('\\', "");
+        for reason in DropReason::ALL {
+            assert!(page.contains(&format!("fB{}fR", reason.label())), "{}", reason.label());
+        }
     }
 }

@@ -239,6 +239,33 @@ impl Gateway {
         &self.segment.counters
     }
 
+    /// A frame of `len` bytes went from one sandbox to `copies` others, past the gateway.
+    pub fn count_switched(&mut self, len: usize, copies: u64) {
+        self.segment.counters.frames_in += 1;
+        self.segment.counters.bytes_in += len as u64;
+        self.count_copies(len, copies);
+    }
+
+    /// A frame that the gateway had too went to `copies` other sandboxes.
+    pub fn count_copies(&mut self, len: usize, copies: u64) {
+        self.segment.counters.frames_out += copies;
+        self.segment.counters.bytes_out += copies * len as u64;
+    }
+
+    /// A frame from one sandbox to another that the network's rules do not let through: its sender is told.
+    pub fn handle_refused(&mut self, now: Instant, port: PortId, offload: Offload, frame: &[u8], link: &mut impl Link) {
+        self.count_switched(frame.len(), 0);
+        self.segment.counters.drop(DropReason::Isolated);
+        let Some((header, packet)) = frame.split_first_chunk::<ETHERNET_HEADER>() else { return };
+        let peer = Peer { port, mac: MacAddr(std::array::from_fn(|i| header[6 + i])) };
+        let ipv4 = header[12..] == ETHERTYPE_IPV4.to_be_bytes();
+        let parsed =
+            if ipv4 { packet::parse_ipv4(peer, offload, packet) } else { packet::parse_ipv6(peer, offload, packet) };
+        if let Ok(Parsed::Whole(packet)) = parsed {
+            icmp::send_error(now, &mut self.segment, peer, None, icmp::IcmpError::Prohibited, packet.bytes, link);
+        }
+    }
+
     /// Count a frame that was dropped before it came here.
     pub fn count_drop(&mut self, reason: DropReason) {
         self.segment.counters.drop(reason);

@@ -166,6 +166,8 @@ pub struct RingFrame<'a> {
     pub header: VnetHeader,
     /// The frame, Ethernet header first.
     pub bytes: &'a [u8],
+    /// The same with the virtio-net header in front of it, as it is to be written to send it on.
+    pub with_header: &'a [u8],
     /// The frame is not whole: it was longer than a slot, or carried a VLAN tag, which the ring keeps elsewhere.
     pub incomplete: bool,
 }
@@ -247,14 +249,16 @@ impl PacketRing {
         let head = unsafe { slot.cast::<libc::tpacket2_hdr>().read() };
         let (at, length) = (usize::from(head.tp_mac), head.tp_snaplen as usize);
         if at < size_of::<libc::tpacket2_hdr>() + VNET_HEADER || at + length > SLOT {
-            return Some(RingFrame { header: VnetHeader::default(), bytes: &[], incomplete: true });
+            let none: &[u8] = &[];
+            return Some(RingFrame { header: VnetHeader::default(), bytes: none, with_header: none, incomplete: true });
         }
         // SAFETY: `at - VNET_HEADER .. at + length` lies inside the slot, which was just checked, and the slot inside
         // the mapping. The kernel does not write to the slot before its status is 0 again, which takes `&mut self`.
-        let bytes = unsafe { std::slice::from_raw_parts(slot.as_ptr().add(at - VNET_HEADER), VNET_HEADER + length) };
-        let (header, bytes) = bytes.split_first_chunk()?;
+        let with_header =
+            unsafe { std::slice::from_raw_parts(slot.as_ptr().add(at - VNET_HEADER), VNET_HEADER + length) };
+        let (header, bytes) = with_header.split_first_chunk()?;
         let incomplete = head.tp_len as usize != length || status & libc::TP_STATUS_VLAN_VALID != 0;
-        Some(RingFrame { header: VnetHeader::decode(header), bytes, incomplete })
+        Some(RingFrame { header: VnetHeader::decode(header), bytes, with_header, incomplete })
     }
 
     /// What the kernel counted since this was last called.
