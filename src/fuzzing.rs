@@ -11,8 +11,8 @@ use crate::control::messages::FromGateway;
 use crate::datapath::commands::{Command, CommandSender, FlowPage, Snapshot};
 use crate::datapath::port;
 use crate::gateway::link::Offload;
-use crate::names::Forwarder;
-use crate::plan::{Endpoint, HostView, MacAddr, Network, Outbound};
+use crate::names::Names;
+use crate::plan::{Endpoint, HostView, MacAddr, Network, Outbound, PRIVATE};
 use crate::sys::vnet::VnetHeader;
 
 /// What a virtio-net header says of its frame of `length` bytes; `None` when it cannot be.
@@ -34,9 +34,10 @@ pub fn http_api(bytes: &[u8]) -> Vec<u8> {
     let waker = mio::Waker::new(poll.registry(), mio::Token(0)).expect("an eventfd");
     let (commands, worker) = CommandSender::new(waker);
     let info = sandbox(SANDBOX, "web");
-    let state = ApiState::new(commands, Forwarder::new(&info.network, &info.host));
+    let state = ApiState::new(Names::default());
+    state.handle_network_started(&info.network.name, commands);
     let (supervisor, mut said) = mpsc::channel(1);
-    state.handle_attached(info, supervisor);
+    state.handle_attached(1, info, supervisor);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let (mut client, stream) = tokio::io::duplex(1024);
@@ -79,10 +80,10 @@ pub fn http_api(bytes: &[u8]) -> Vec<u8> {
 
 const SANDBOX: &str = "0123456789ab";
 
-/// A sandbox as the API shows it.
-pub(crate) fn sandbox(id: &str, name: &str) -> SandboxInfo {
-    let network = Network {
-        name: "private".into(),
+/// A network that a sandbox has for itself, without an address.
+pub(crate) fn network() -> Network {
+    Network {
+        name: PRIVATE.into(),
         sharing: None,
         v4: None,
         v6: None,
@@ -97,10 +98,14 @@ pub(crate) fn sandbox(id: &str, name: &str) -> SandboxInfo {
         local_names: Vec::new(),
         outbound: Outbound::default(),
         udp_timeout: Duration::from_secs(120),
-    };
+    }
+}
+
+/// A sandbox as the API shows it.
+pub(crate) fn sandbox(id: &str, name: &str) -> SandboxInfo {
     let mac = MacAddr([2, 0, 0, 0, 0, 2]);
     let endpoint = Endpoint { id: id.into(), name: name.into(), ifname: "tap0".into(), mac, ..Endpoint::default() };
-    SandboxInfo { endpoint, network, host: HostView::default() }
+    SandboxInfo::new(endpoint, network(), HostView::default())
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use anyhow::anyhow;
 
 use super::error::Failure;
 use super::rooms;
+use crate::control::gateway::Entrance;
 use crate::plan::Logging;
 
 /// The word that means this.
@@ -17,28 +18,34 @@ pub const VERB: &str = "gateway";
 
 /// Does it; `words` follow the verb.
 pub fn execute(words: &[OsString]) -> Result<i32, Failure> {
-    let Some((fd, logging)) = parse(words) else {
+    let Some((entrance, logging)) = parse(words) else {
         return Err(anyhow!("`gateway` is started by tapline itself: use `tapline run` or `tapline attach`").into());
     };
     rooms::start_logging(logging, &[]);
-    Ok(rooms::gateway(fd)?)
+    Ok(rooms::gateway(entrance)?)
 }
 
-/// The attach connection and what is said.
-fn parse(words: &[OsString]) -> Option<(RawFd, Logging)> {
-    let mut fd = None;
+/// Where supervisors come in, and what is said.
+fn parse(words: &[OsString]) -> Option<(Entrance, Logging)> {
+    let mut entrance = None;
     let mut logging = Logging { verbosity: 0, json: false };
     let mut words = words.iter().map(OsString::as_os_str).map(OsStr::to_str);
     while let Some(word) = words.next() {
         match word? {
-            "--fd" => fd = words.next()??.parse().ok().filter(|fd| *fd > 2),
+            "--fd" => entrance = Some(Entrance::Connection(number(words.next()??)?)),
+            "--listen" => entrance = Some(Entrance::Listener(number(words.next()??)?)),
             "-q" => logging.verbosity = -1,
             "-v" => logging.verbosity = logging.verbosity.saturating_add(1),
             "--log-format" => logging.json = words.next()?? == "json",
             _ => return None,
         }
     }
-    Some((fd?, logging))
+    Some((entrance?, logging))
+}
+
+/// A descriptor that is none of the standard ones.
+fn number(word: &str) -> Option<RawFd> {
+    word.parse().ok().filter(|fd| *fd > 2)
 }
 
 #[cfg(test)]
@@ -50,9 +57,11 @@ mod tests {
     fn it_understands_what_a_supervisor_says() {
         for (verbosity, json) in [(0, false), (-1, true), (3, false)] {
             let logging = Logging { verbosity, json };
-            let mut words: Vec<OsString> = vec!["--fd".into(), "7".into()];
-            words.extend(logging::arguments(logging));
-            assert_eq!(parse(&words), Some((7, logging)));
+            for (word, entrance) in [("--fd", Entrance::Connection(7)), ("--listen", Entrance::Listener(7))] {
+                let mut words: Vec<OsString> = vec![word.into(), "7".into()];
+                words.extend(logging::arguments(logging));
+                assert_eq!(parse(&words), Some((entrance, logging)));
+            }
         }
     }
 

@@ -1,9 +1,9 @@
 //! The doors to the other rooms: what a subcommand asks for, and who does it.
 use std::ffi::OsString;
-use std::os::fd::RawFd;
 
 use anyhow::Result;
 
+use crate::control::gateway::Entrance;
 use crate::control::state::SandboxState;
 use crate::observe::logging;
 use crate::plan::{self, Logging};
@@ -61,8 +61,8 @@ pub fn stop(state: &SandboxState) -> Result<()> {
     Ok(sandbox::stop(state)?)
 }
 
-/// `gateway`: serves until its connection closes.
-pub fn gateway(fd: RawFd) -> Result<i32> {
-    control::gateway::main(fd)?;
+/// `gateway`: serves as long as somebody is there.
+pub fn gateway(entrance: Entrance) -> Result<i32> {
+    control::gateway::main(entrance)?;
     Ok(0)
 }

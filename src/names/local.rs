@@ -1,38 +1,77 @@
 //! The names that the DNS address answers itself.
 //!
-//! These are the network's own ([`Network::local_names`](crate::plan::Network::local_names): host.tapline.internal
-//! and its like), which lead to addresses on the segment, and `localhost` with everything below it, which never
-//! leaves the host (RFC 6761, 6.3). Both are answered for A and AAAA, and backwards for PTR; other types of these
-//! names exist with no data. Letters' case does not matter and is sent back as it was asked. Everything else is
-//! none of this room's business and goes to the host's resolvers.
+//! These are, in this order: `localhost` with everything below it, which never leaves the host (RFC 6761, 6.3); the
+//! asker's own ([`Endpoint::names`](crate::plan::Endpoint::names)); those of the gateway
+//! ([`Network::local_names`](crate::plan::Network::local_names): host.tapline.internal and its like), which lead to
+//! addresses on the segment; and those of the sandboxes that it shares a network with ([`Directory`]). All are answered
+//! for A and AAAA, and backwards for PTR; other types of these names exist with no data. Letters' case does not matter
+//! and is sent back as it was asked. Everything else is none of this room's business and goes to the host's resolvers,
+//! but for addresses in the asker's subnets that nobody has.
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode};
+use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType, rdata};
 
+use super::directory::{Directory, Key, Owner, absolute, key, key_of};
 use super::message::Query;
 
 /// How long a local answer may be kept, in seconds: short, because the sandbox behind a name may end.
 const TTL: u32 = 10;
 
-/// The local names of a network.
+/// Names that lead to addresses for one sandbox alone.
 #[derive(Clone, Debug, Default)]
 pub struct LocalZone {
-    names: Vec<(Name, IpAddr)>,
+    names: HashMap<Key, Vec<IpAddr>>,
+    /// The first name of each address: a PTR should have one.
+    addresses: HashMap<IpAddr, Name>,
 }
 
 impl LocalZone {
     /// A zone of names and their addresses; a name may be there several times. A name that DNS cannot carry (an
     /// empty label, more than 63 bytes in one) is left out: nobody can ask for it.
-    pub fn new(names: &[(String, IpAddr)]) -> LocalZone {
-        let absolute = |name: &str| {
-            let mut name = Name::from_ascii(name).ok()?;
-            name.set_fqdn(true);
-            Some(name)
-        };
-        LocalZone { names: names.iter().filter_map(|(name, ip)| Some((absolute(name)?, *ip))).collect() }
+    pub fn new<'a>(names: impl IntoIterator<Item = &'a (String, IpAddr)>) -> LocalZone {
+        let mut zone = LocalZone::default();
+        for (text, ip) in names {
+            let Some(name) = absolute(text) else { continue };
+            zone.names.entry(key(text)).or_default().push(*ip);
+            zone.addresses.entry(*ip).or_insert(name);
+        }
+        zone
     }
 
+    /// Take what the other zone has as well, where this one has nothing under the same name.
+    pub fn or(mut self, other: LocalZone) -> LocalZone {
+        for (key, addresses) in other.names {
+            self.names.entry(key).or_insert(addresses);
+        }
+        for (ip, name) in other.addresses {
+            self.addresses.entry(ip).or_insert(name);
+        }
+        self
+    }
+}
+
+/// All that one sandbox can ask for here.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// What is for it alone.
+    pub own: &'a LocalZone,
+    /// What it shares with others.
+    pub directory: &'a Directory,
+    /// Its id.
+    pub asker: &'a str,
+}
+
+/// What is known of a name.
+enum Found {
+    /// These records; perhaps none of the type that was asked for.
+    Records(Vec<RData>),
+    /// There is no such name.
+    Nothing,
+}
+
+impl View<'_> {
     /// The answer, where the question is about a local name.
     pub fn answer(&self, query: &Query) -> Option<Vec<u8>> {
         let asked = Message::from_vec(query.bytes()).ok()?;
@@ -40,14 +79,19 @@ impl LocalZone {
         if asked.metadata.op_code != OpCode::Query || !matches!(question.query_class(), DNSClass::IN | DNSClass::ANY) {
             return None;
         }
-        let records = self.records(question.name(), question.query_type())?;
+        let found = self.find(question.name(), question.query_type())?;
         let mut answer = Message::new(asked.metadata.id, MessageType::Response, OpCode::Query);
         answer.metadata = Metadata::response_from_request(&asked.metadata);
         answer.metadata.authoritative = true;
         answer.metadata.recursion_available = true;
         answer.add_query(question.clone());
-        for data in records {
-            answer.add_answer(Record::from_rdata(question.name().clone(), TTL, data));
+        match found {
+            Found::Records(records) => {
+                for data in records {
+                    answer.add_answer(Record::from_rdata(question.name().clone(), TTL, data));
+                }
+            }
+            Found::Nothing => answer.metadata.response_code = ResponseCode::NXDomain,
         }
         if asked.edns.is_some() {
             answer.set_edns(Edns::new());
@@ -55,40 +99,43 @@ impl LocalZone {
         answer.to_vec().ok()
     }
 
-    /// What is known of a name: `None` when it is not local, an empty list when it has nothing of this type.
-    fn records(&self, name: &Name, kind: RecordType) -> Option<Vec<RData>> {
-        if let Some(names) = address_of(name).and_then(|ip| self.names_of(ip)) {
+    /// What is known of a name; `None` when it is not local.
+    fn find(&self, name: &Name, kind: RecordType) -> Option<Found> {
+        if let Some(ip) = address_of(name) {
+            let name = match self.name_of(ip) {
+                Owner::Sandbox(name) => name.clone(),
+                Owner::Nobody => return Some(Found::Nothing),
+                Owner::Elsewhere if ip.is_loopback() => Name::from_ascii("localhost.").ok()?,
+                Owner::Elsewhere => return None,
+            };
             let wanted = matches!(kind, RecordType::PTR | RecordType::ANY);
-            return Some(names.into_iter().filter(|_| wanted).map(|name| RData::PTR(rdata::PTR(name))).collect());
+            let records = Some(name).into_iter().filter(|_| wanted).map(|name| RData::PTR(rdata::PTR(name)));
+            return Some(Found::Records(records.collect()));
         }
-        let addresses = self.addresses_of(name)?;
-        Some(
-            addresses
-                .into_iter()
-                .filter_map(|ip| match (ip, kind) {
-                    (IpAddr::V4(ip), RecordType::A | RecordType::ANY) => Some(RData::A(rdata::A(ip))),
-                    (IpAddr::V6(ip), RecordType::AAAA | RecordType::ANY) => Some(RData::AAAA(rdata::AAAA(ip))),
-                    _ => None,
-                })
-                .collect(),
-        )
+        let of_kind = |ip: IpAddr| match (ip, kind) {
+            (IpAddr::V4(ip), RecordType::A | RecordType::ANY) => Some(RData::A(rdata::A(ip))),
+            (IpAddr::V6(ip), RecordType::AAAA | RecordType::ANY) => Some(RData::AAAA(rdata::AAAA(ip))),
+            _ => None,
+        };
+        Some(Found::Records(self.addresses_of(name)?.into_iter().filter_map(of_kind).collect()))
     }
 
     fn addresses_of(&self, name: &Name) -> Option<Vec<IpAddr>> {
         if is_localhost(name) {
             return Some(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
         }
-        // `Name`'s equality does not care for the case of letters (RFC 4343).
-        let found: Vec<IpAddr> = self.names.iter().filter(|(n, _)| n == name).map(|&(_, ip)| ip).collect();
-        (!found.is_empty()).then_some(found)
+        let key = key_of(name)?;
+        match self.own.names.get(&*key) {
+            Some(addresses) => Some(addresses.clone()),
+            None => self.directory.addresses(self.asker, &key),
+        }
     }
 
-    /// The first name of an address: a PTR should have one.
-    fn names_of(&self, ip: IpAddr) -> Option<Vec<Name>> {
-        if ip.is_loopback() {
-            return Some(vec![Name::from_ascii("localhost.").ok()?]);
+    fn name_of(&self, ip: IpAddr) -> Owner<'_> {
+        match self.own.addresses.get(&ip) {
+            Some(name) if !ip.is_loopback() => Owner::Sandbox(name),
+            _ => self.directory.owner(self.asker, ip),
         }
-        self.names.iter().find(|&&(_, a)| a == ip).map(|(name, _)| vec![name.clone()])
     }
 }
 
@@ -106,7 +153,7 @@ fn address_of(name: &Name) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hickory_proto::op::{Query as Question, ResponseCode};
+    use hickory_proto::op::Query as Question;
 
     fn zone() -> LocalZone {
         LocalZone::new(&[
@@ -124,7 +171,8 @@ mod tests {
             message.set_edns(Edns::new());
         }
         let query = Query::parse(message.to_vec().unwrap()).unwrap();
-        let answer = zone().answer(&query)?;
+        let (own, directory) = (zone(), Directory::default());
+        let answer = View { own: &own, directory: &directory, asker: "0123456789ab" }.answer(&query)?;
         assert!(query.is_answered_by(&answer, 99));
         let parsed = Message::from_vec(&answer).unwrap();
         assert_eq!(parsed.metadata.response_code, ResponseCode::NoError);

@@ -19,6 +19,8 @@ pub const NOERROR: u8 = 0;
 pub const FORMERR: u8 = 1;
 /// Server failure.
 pub const SERVFAIL: u8 = 2;
+/// No such name.
+pub const NXDOMAIN: u8 = 3;
 /// Not implemented.
 pub const NOTIMP: u8 = 4;
 /// Refused.

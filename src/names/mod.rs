@@ -2,29 +2,33 @@
 //!
 //! # Theory of operation
 //!
-//! The [`Forwarder`] lives on the gateway's control thread. Queries reach it in two ways: as messages from
+//! [`Names`] is what a gateway knows of all its sandboxes; each endpoint has a [`Forwarder`] of its own, which answers as
+//! that sandbox is to be answered. Both live on the gateway's control thread. Queries reach a forwarder in two ways: as messages from
 //! datagrams ([`Forwarder::handle_query`]), and as streams that carry many messages with their lengths before them
 //! ([`Forwarder::handle_stream`]), which are the far ends of a sandbox's TCP connections to port 53. The way of a
 //! query:
 //!
 //! 1. [`message`] looks at it. What is no query is dropped, a question that cannot be read is FORMERR.
-//! 2. [`local`] answers the network's own names and `localhost`.
-//! 3. [`upstream`] asks the host's resolvers, whose answers pass through as bytes; only the id is the asker's again.
+//! 2. [`local`] answers `localhost`, the asker's own names, the gateway's, and those of the sandboxes that it shares a
+//!    network with ([`directory`]). A sandbox that is only on internal networks is told that there is nothing else.
+//! 3. [`upstream`] asks the host's resolvers, or those that the sandbox was given (`--dns`), whose answers pass through as bytes; only the id is the asker's again.
 //! 4. An answer to a datagram that is larger than its asker takes is cut to an empty one with TC set, upon which
 //!    the asker comes again over a stream; a query on a stream goes upstream over TCP.
 //!
-//! Limits, so that a sandbox cannot make the gateway grow: [`MAX_IN_FLIGHT`] queries at once (a datagram beyond it
-//! is dropped and counted, the asker repeats it; a stream is not read further), [`MAX_STREAMS`] streams (one more
+//! Limits for each forwarder, so that a sandbox cannot make the gateway grow: [`MAX_IN_FLIGHT`] queries at once,
+//! [`MAX_IN_FLIGHT_SHARED`] where others share the gateway (a datagram beyond it is dropped and counted, the asker repeats it; a stream is not read further), [`MAX_STREAMS`] streams (one more
 //! is closed), [`MAX_PIPELINED`] queries at once on each, and [`STREAM_IDLE`] without a query, or without anybody
 //! reading the answers, ends a stream. A query takes at most [`upstream::Timing::total`].
+pub mod directory;
 pub mod local;
 pub mod message;
 pub mod upstream;
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -32,13 +36,16 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
-use crate::plan::{HostView, Network};
-use local::LocalZone;
-use message::{FORMERR, Query};
+use crate::plan::{Endpoint, GATEWAY_NAMES, HostView, Network};
+use directory::{Directory, News};
+use local::{LocalZone, View};
+use message::{FORMERR, NXDOMAIN, Query};
 use upstream::{Timing, Transport, Upstreams, read_message, write_message};
 
-/// Queries at once.
+/// Queries of a sandbox at once that others are asked for.
 pub const MAX_IN_FLIGHT: usize = 1024;
+/// The same where several sandboxes share a gateway, and its descriptors.
+pub const MAX_IN_FLIGHT_SHARED: usize = 256;
 /// Streams at once.
 pub const MAX_STREAMS: usize = 128;
 /// Queries at once on one stream.
@@ -47,17 +54,31 @@ pub const MAX_PIPELINED: usize = 32;
 /// is lost.
 pub const STREAM_IDLE: Duration = Duration::from_secs(15);
 
-/// The forwarder of one network.
+/// What all forwarders of a gateway share: who is where, and what was counted.
+#[derive(Clone, Debug, Default)]
+pub struct Names(Arc<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    directory: Mutex<Directory>,
+    counters: Counters,
+}
+
+/// The forwarder of one endpoint.
 #[derive(Clone, Debug)]
 pub struct Forwarder(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    local: LocalZone,
+    names: Names,
+    /// The asker's id.
+    asker: String,
+    own: LocalZone,
     upstreams: Upstreams,
+    /// The resolvers are the host's, and change with it.
+    follows_host: bool,
     in_flight: Arc<Semaphore>,
     streams: Arc<Semaphore>,
-    counters: Counters,
 }
 
 #[derive(Debug, Default)]
@@ -88,59 +109,45 @@ fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-impl Forwarder {
-    /// A forwarder for a network, asking the host's resolvers.
-    pub fn new(network: &Network, host: &HostView) -> Forwarder {
-        Forwarder::with_timing(network, host, Timing::default())
+impl Names {
+    /// A forwarder for an endpoint.
+    pub fn forwarder(&self, network: &Network, endpoint: &Endpoint, host: &HostView) -> Forwarder {
+        self.forwarder_with_timing(network, endpoint, host, Timing::default())
     }
 
-    fn with_timing(network: &Network, host: &HostView, timing: Timing) -> Forwarder {
+    fn forwarder_with_timing(
+        &self,
+        network: &Network,
+        endpoint: &Endpoint,
+        host: &HostView,
+        timing: Timing,
+    ) -> Forwarder {
+        let follows_host = endpoint.dns_servers.is_empty();
+        let given: Vec<SocketAddr> = endpoint.dns_servers.iter().map(|ip| SocketAddr::new(*ip, 53)).collect();
+        let servers = if follows_host { &host.resolvers } else { &given };
+        let (gateway, most) = match network.sharing {
+            None => (LocalZone::new(&network.local_names), MAX_IN_FLIGHT),
+            Some(_) => (LocalZone::new(&gateway_names(network)), MAX_IN_FLIGHT_SHARED),
+        };
         Forwarder(Arc::new(Shared {
-            local: LocalZone::new(&network.local_names),
-            upstreams: Upstreams::new(&host.resolvers, network.outbound.clone(), timing),
-            in_flight: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
+            names: self.clone(),
+            asker: endpoint.id.clone(),
+            own: LocalZone::new(&endpoint.names).or(gateway),
+            upstreams: Upstreams::new(servers, network.outbound.clone(), timing),
+            follows_host,
+            in_flight: Arc::new(Semaphore::new(most)),
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
-            counters: Counters::default(),
         }))
     }
 
-    /// The host's resolvers changed: queries that come from now on go to the new ones.
-    pub fn handle_host_changed(&self, host: &HostView) {
-        self.0.upstreams.replace(&host.resolvers);
+    /// The endpoint of this connection can be found from now on. Who is to be told of it.
+    pub fn attach(&self, connection: u64, network: &Network, endpoint: &Endpoint) -> Vec<News> {
+        self.directory().attach(connection, network, endpoint)
     }
 
-    /// A query came in a datagram. `reply` is called with the answer, now or later, or never. Call it within a
-    /// tokio runtime.
-    pub fn handle_query(&self, message: Vec<u8>, reply: impl FnOnce(Vec<u8>) + Send + 'static) {
-        let shared = &self.0;
-        count(&shared.counters.queries);
-        let Some(query) = Query::parse(message) else { return count(&shared.counters.malformed) };
-        if let Some(answer) = shared.answer_at_once(&query) {
-            return reply(message::fit(answer, query.udp_limit()));
-        }
-        let Ok(slot) = Arc::clone(&shared.in_flight).try_acquire_owned() else {
-            return count(&shared.counters.overload);
-        };
-        let shared = Arc::clone(shared);
-        tokio::spawn(async move {
-            let answer = shared.forward(&query, Transport::Udp).await;
-            drop(slot);
-            reply(message::fit(answer, query.udp_limit()));
-        });
-    }
-
-    /// A stream of queries was opened. Call it within a tokio runtime.
-    pub fn handle_stream(&self, stream: UnixStream) {
-        let shared = Arc::clone(&self.0);
-        let Ok(slot) = Arc::clone(&shared.streams).try_acquire_owned() else {
-            return count(&shared.counters.overload);
-        };
-        tokio::spawn(async move {
-            if let Err(error) = serve_stream(shared, stream).await {
-                tracing::debug!("DNS over TCP: {error}");
-            }
-            drop(slot);
-        });
+    /// It can no longer be found. Who is to be told of it.
+    pub fn detach(&self, connection: u64) -> Vec<News> {
+        self.directory().detach(connection)
     }
 
     /// What was counted so far.
@@ -155,24 +162,92 @@ impl Forwarder {
             failed: read(&counters.failed),
         }
     }
+
+    fn directory(&self) -> MutexGuard<'_, Directory> {
+        self.0.directory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The names of a shared network's gateway, and others that the network has.
+fn gateway_names(network: &Network) -> Vec<(String, IpAddr)> {
+    let v4 = network.v4.map(|layout| IpAddr::from(layout.gateway));
+    let gateways: Vec<IpAddr> = v4.into_iter().chain(network.v6.map(|layout| layout.gateway.into())).collect();
+    let of_gateway = GATEWAY_NAMES.iter().flat_map(|name| gateways.iter().map(|ip| ((*name).to_owned(), *ip)));
+    network
+        .local_names
+        .iter()
+        .filter(|(name, _)| !GATEWAY_NAMES.contains(&name.as_str()))
+        .cloned()
+        .chain(of_gateway)
+        .collect()
+}
+
+impl Forwarder {
+    /// The host's resolvers changed: queries that come from now on go to the new ones, unless this sandbox has others.
+    pub fn handle_host_changed(&self, host: &HostView) {
+        if self.0.follows_host {
+            self.0.upstreams.replace(&host.resolvers);
+        }
+    }
+
+    /// A query came in a datagram. `reply` is called with the answer, now or later, or never. Call it within a
+    /// tokio runtime.
+    pub fn handle_query(&self, message: Vec<u8>, reply: impl FnOnce(Vec<u8>) + Send + 'static) {
+        let shared = &self.0;
+        count(&shared.counters().queries);
+        let Some(query) = Query::parse(message) else { return count(&shared.counters().malformed) };
+        if let Some(answer) = shared.answer_at_once(&query) {
+            return reply(message::fit(answer, query.udp_limit()));
+        }
+        let Ok(slot) = Arc::clone(&shared.in_flight).try_acquire_owned() else {
+            return count(&shared.counters().overload);
+        };
+        let shared = Arc::clone(shared);
+        tokio::spawn(async move {
+            let answer = shared.forward(&query, Transport::Udp).await;
+            drop(slot);
+            reply(message::fit(answer, query.udp_limit()));
+        });
+    }
+
+    /// A stream of queries was opened. Call it within a tokio runtime.
+    pub fn handle_stream(&self, stream: UnixStream) {
+        let shared = Arc::clone(&self.0);
+        let Ok(slot) = Arc::clone(&shared.streams).try_acquire_owned() else {
+            return count(&shared.counters().overload);
+        };
+        tokio::spawn(async move {
+            if let Err(error) = serve_stream(shared, stream).await {
+                tracing::debug!("DNS over TCP: {error}");
+            }
+            drop(slot);
+        });
+    }
 }
 
 impl Shared {
+    fn counters(&self) -> &Counters {
+        &self.names.0.counters
+    }
+
     /// The answer to what needs nobody else.
     fn answer_at_once(&self, query: &Query) -> Option<Vec<u8>> {
         if !query.is_well_formed() {
-            count(&self.counters.malformed);
+            count(&self.counters().malformed);
             return Some(query.error(FORMERR));
         }
-        let answer = self.local.answer(query)?;
-        count(&self.counters.local);
+        let directory = self.names.directory();
+        let view = View { own: &self.own, directory: &directory, asker: &self.asker };
+        let nothing_else = || (!directory.may_forward(&self.asker)).then(|| query.error(NXDOMAIN));
+        let answer = view.answer(query).or_else(nothing_else)?;
+        count(&self.counters().local);
         Some(answer)
     }
 
     async fn forward(&self, query: &Query, transport: Transport) -> Vec<u8> {
         let answer = self.upstreams.ask(query, transport).await;
         if message::rcode(&answer) == message::SERVFAIL {
-            count(&self.counters.failed);
+            count(&self.counters().failed);
         }
         answer
     }
@@ -206,10 +281,10 @@ async fn read_queries(
             Err(_) => None,
         };
         let Some(message) = message else { return Ok(()) };
-        count(&shared.counters.queries);
+        count(&shared.counters().queries);
         let Some(query) = Query::parse(message) else {
             // Whoever sends such a thing has lost the beginnings of messages; nothing after it makes sense.
-            count(&shared.counters.malformed);
+            count(&shared.counters().malformed);
             return Ok(());
         };
         let Ok(slot) = Arc::clone(&shared.in_flight).acquire_owned().await else { return Ok(()) };

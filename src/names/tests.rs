@@ -10,7 +10,6 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::plan::{MacAddr, Outbound};
 
 const STEP: Duration = Duration::from_millis(250);
 const TIMING: Timing = Timing { step: STEP, total: Duration::from_millis(2250), dead: Duration::from_secs(60) };
@@ -18,25 +17,10 @@ const TIMING: Timing = Timing { step: STEP, total: Duration::from_millis(2250), 
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn forwarder(resolvers: &[SocketAddr]) -> Forwarder {
-    let network = Network {
-        name: "private".into(),
-        sharing: None,
-        v4: None,
-        v6: None,
-        mtu: 1500,
-        gateway_mac: MacAddr([2, 0, 0, 0, 0, 1]),
-        host_loopback_allowed: false,
-        metadata_allowed: false,
-        broadcast_to_host: false,
-        dns_enabled: true,
-        dns_search: Vec::new(),
-        dns_servers: Vec::new(),
-        local_names: vec![("host.tapline.internal".into(), "10.0.2.2".parse().unwrap())],
-        outbound: Outbound::default(),
-        udp_timeout: Duration::from_secs(120),
-    };
+    let local_names = vec![("host.tapline.internal".into(), "10.0.2.2".parse().unwrap())];
+    let network = Network { local_names, ..crate::fuzzing::network() };
     let host = HostView { resolvers: resolvers.to_vec(), ..HostView::default() };
-    Forwarder::with_timing(&network, &host, TIMING)
+    Names::default().forwarder_with_timing(&network, &Endpoint::default(), &host, TIMING)
 }
 
 fn query(id: u16, name: &str, edns: Option<u16>) -> Vec<u8> {
@@ -195,7 +179,7 @@ async fn when_all_are_silent_the_answer_is_servfail_after_the_total() {
     let begun = Instant::now();
     assert_eq!(code(&ask(&forwarder, query(1, "a.example.", None)).await), ResponseCode::ServFail);
     assert!(begun.elapsed() >= TIMING.total && begun.elapsed() < TIMING.total + STEP * 4, "{:?}", begun.elapsed());
-    assert_eq!(forwarder.stats().failed, 1);
+    assert_eq!(forwarder.0.names.stats().failed, 1);
 }
 
 #[tokio::test]
@@ -317,7 +301,7 @@ async fn local_names_need_no_resolver() {
     let forwarder = forwarder(&[]);
     let message = Message::from_vec(&ask(&forwarder, query(1, "Host.tapline.internal.", None)).await).unwrap();
     assert_eq!(message.answers[0].data.to_string(), "10.0.2.2");
-    assert_eq!(forwarder.stats(), DnsStats { queries: 1, local: 1, ..DnsStats::default() });
+    assert_eq!(forwarder.0.names.stats(), DnsStats { queries: 1, local: 1, ..DnsStats::default() });
 }
 
 #[tokio::test]
@@ -326,7 +310,7 @@ async fn queries_beyond_the_bound_are_dropped_and_counted() {
     for n in 0..MAX_IN_FLIGHT + 5 {
         forwarder.handle_query(query(u16::try_from(n).unwrap(), "a.example.", None), |_| {});
     }
-    assert_eq!(forwarder.stats().overload, 5);
+    assert_eq!(forwarder.0.names.stats().overload, 5);
     // What needs nobody else is still answered.
     assert_eq!(code(&ask(&forwarder, query(1, "localhost.", None)).await), ResponseCode::NoError);
 }
@@ -401,7 +385,7 @@ async fn nonsense_on_a_stream_ends_it() {
     client.write_all(b"\x00\x03abc").await.unwrap();
     let mut rest = Vec::new();
     timeout(PATIENCE, client.read_to_end(&mut rest)).await.unwrap().unwrap();
-    assert_eq!(forwarder.stats().malformed, 1);
+    assert_eq!(forwarder.0.names.stats().malformed, 1);
 }
 
 #[tokio::test]

@@ -19,7 +19,8 @@ pub use definition::{
 };
 pub use mac::{MacAddr, MacError};
 pub use network::{
-    Access, Endpoint, HostView, Ipv4Layout, Ipv6Layout, LinkKind, Network, Outbound, PRIVATE, SandboxLink, Sharing,
+    Access, Endpoint, GATEWAY_NAMES, HostView, Ipv4Layout, Ipv6Layout, LinkKind, Network, Outbound, PRIVATE,
+    SandboxLink, Sharing,
 };
 pub use ports::{
     Auto, ClashError, Expose, Origin, PortFailure, PortRange, Ports, Protocol, ProxyVersion, PublishArg, PublishSpec,

@@ -10,6 +10,9 @@ use super::{Expose, MacAddr};
 /// What a network is called that one sandbox has for itself. No shared network can have the name.
 pub const PRIVATE: &str = "private";
 
+/// Names of the gateway's addresses, which lead to the host.
+pub const GATEWAY_NAMES: [&str; 3] = ["host.tapline.internal", "host.docker.internal", "host.containers.internal"];
+
 /// The IPv4 addresses of a network: slirp's layout unless something else was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ipv4Layout {

@@ -19,8 +19,7 @@ use std::os::unix::fs::FileExt;
 
 use crate::plan::{HostTarget, Mode, Names, Network, Run, SandboxLink, Seat};
 
-/// Names that lead to the gateway.
-pub const GATEWAY_NAMES: [&str; 3] = ["host.tapline.internal", "host.docker.internal", "host.containers.internal"];
+pub use crate::plan::GATEWAY_NAMES;
 
 /// A sandbox that this one has a link to, and where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -79,6 +79,20 @@ pub enum Event<'a> {
         /// The sandbox's id.
         sandbox: &'a str,
     },
+    /// A sandbox that is served already is on another network as well.
+    NetworkConnected {
+        /// The sandbox's id.
+        sandbox: &'a str,
+        /// The network's name.
+        network: &'a str,
+    },
+    /// A sandbox has left a network and is still on others.
+    NetworkDisconnected {
+        /// The sandbox's id.
+        sandbox: &'a str,
+        /// The network's name.
+        network: &'a str,
+    },
     /// Lines that this reader was too slow for.
     Lost {
         /// How many.

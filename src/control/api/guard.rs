@@ -39,6 +39,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 
 use super::ApiError;
@@ -134,16 +135,19 @@ impl Drop for Working {
     }
 }
 
-/// Accept connections and serve them until the runtime ends.
+/// Accept connections and serve them, until the runtime ends or this is no longer waited for.
 pub async fn serve(listener: std::os::unix::net::UnixListener, router: Router, limits: Limits) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
     let uid = nix::unistd::geteuid().as_raw();
     let mut places = Places { free: Arc::new(Semaphore::new(limits.places)), taken: Vec::new(), stall: limits.stall };
+    // They end with it.
+    let mut conversations = JoinSet::new();
     loop {
         let stream = accept(&listener, uid).await;
         let place = places.next().await;
-        tokio::spawn(converse(stream, place, router.clone(), limits));
+        while conversations.try_join_next().is_some() {}
+        conversations.spawn(converse(stream, place, router.clone(), limits));
         // Let it read what is there already before it can look as if its client said nothing.
         tokio::task::yield_now().await;
     }

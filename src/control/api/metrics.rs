@@ -14,57 +14,85 @@ const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// `GET /metrics`.
 pub(super) async fn metrics(State(state): State<Arc<ApiState>>) -> Result<Response, ApiError> {
-    let counters = state.counters().await?;
+    let counters = state.counters(None).await?;
     let text = write(&counters, state.published(Protocol::Tcp), state.published(Protocol::Udp));
     Ok(([(CONTENT_TYPE, TEXT)], text).into_response())
 }
 
 /// All metrics, with the numbers of published ports.
 fn write(counters: &CountersInfo, tcp_ports: u64, udp_ports: u64) -> String {
-    let CountersInfo { datapath: c, dns } = counters;
+    let CountersInfo { networks, dns, .. } = counters;
     let mut page = Page::default();
     page.family("tapline_build_info", "gauge", "The version of the gateway's program; always 1.");
     page.sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
     page.family("tapline_frames_received_total", "counter", "Frames that came from sandboxes.");
-    page.sample(&[], c.frames_in);
+    for (network, c) in networks {
+        page.sample(&[("network", network)], c.frames_in);
+    }
     page.family("tapline_received_bytes_total", "counter", "Bytes of those frames, Ethernet headers included.");
-    page.sample(&[], c.bytes_in);
+    for (network, c) in networks {
+        page.sample(&[("network", network)], c.bytes_in);
+    }
     page.family("tapline_frames_sent_total", "counter", "Frames sent to sandboxes.");
-    page.sample(&[], c.frames_out);
+    for (network, c) in networks {
+        page.sample(&[("network", network)], c.frames_out);
+    }
     page.family("tapline_sent_bytes_total", "counter", "Bytes of those.");
-    page.sample(&[], c.bytes_out);
+    for (network, c) in networks {
+        page.sample(&[("network", network)], c.bytes_out);
+    }
     page.family("tapline_frames_dropped_total", "counter", "Frames dropped, by reason.");
-    for (reason, count) in &c.dropped {
-        page.sample(&[("reason", reason)], *count);
+    for (network, c) in networks {
+        for (reason, count) in &c.dropped {
+            page.sample(&[("network", network), ("reason", reason)], *count);
+        }
     }
     page.family("tapline_flows", "gauge", "Flows through sandboxes' links now, by protocol.");
-    page.sample(&[("protocol", "tcp")], c.tcp_flows);
-    page.sample(&[("protocol", "udp")], c.udp_flows);
-    page.sample(&[("protocol", "icmp")], c.echo_flows);
+    for (network, c) in networks {
+        page.sample(&[("network", network), ("protocol", "tcp")], c.tcp_flows);
+        page.sample(&[("network", network), ("protocol", "udp")], c.udp_flows);
+        page.sample(&[("network", network), ("protocol", "icmp")], c.echo_flows);
+    }
     page.family("tapline_flows_started_total", "counter", "Flows begun, by protocol.");
-    page.sample(&[("protocol", "tcp")], c.tcp_flows_total);
-    page.sample(&[("protocol", "udp")], c.udp_flows_total);
+    for (network, c) in networks {
+        page.sample(&[("network", network), ("protocol", "tcp")], c.tcp_flows_total);
+        page.sample(&[("network", network), ("protocol", "udp")], c.udp_flows_total);
+    }
     page.family("tapline_published_ports", "gauge", "Sockets that serve published ports, by protocol.");
     page.sample(&[("protocol", "tcp")], tcp_ports);
     page.sample(&[("protocol", "udp")], udp_ports);
-    let (tcp, udp) = (&c.published.tcp, &c.published.udp);
     page.family("tapline_published_connections_total", "counter", "Connections from outside or to the host, by way.");
-    page.sample(&[("way", "spliced")], tcp.spliced);
-    page.sample(&[("way", "link")], tcp.through_link);
-    page.sample(&[("way", "reach")], tcp.reached);
+    for (network, c) in networks {
+        let tcp = &c.published.tcp;
+        page.sample(&[("network", network), ("way", "spliced")], tcp.spliced);
+        page.sample(&[("network", network), ("way", "link")], tcp.through_link);
+        page.sample(&[("network", network), ("way", "reach")], tcp.reached);
+    }
     page.family("tapline_published_connections_failed_total", "counter", "Connections that were reset, by reason.");
-    page.sample(&[("reason", "not_allowed")], tcp.not_allowed);
-    page.sample(&[("reason", "refused")], tcp.refused);
-    page.sample(&[("reason", "dropped")], tcp.dropped);
+    for (network, c) in networks {
+        let tcp = &c.published.tcp;
+        page.sample(&[("network", network), ("reason", "not_allowed")], tcp.not_allowed);
+        page.sample(&[("network", network), ("reason", "refused")], tcp.refused);
+        page.sample(&[("network", network), ("reason", "dropped")], tcp.dropped);
+    }
     page.family("tapline_spliced_bytes_total", "counter", "Bytes of connections past the link, by direction.");
-    page.sample(&[("direction", "in")], tcp.bytes_in);
-    page.sample(&[("direction", "out")], tcp.bytes_out);
+    for (network, c) in networks {
+        let tcp = &c.published.tcp;
+        page.sample(&[("network", network), ("direction", "in")], tcp.bytes_in);
+        page.sample(&[("network", network), ("direction", "out")], tcp.bytes_out);
+    }
     page.family("tapline_published_datagrams_total", "counter", "Datagrams at published ports, by direction.");
-    page.sample(&[("direction", "in")], udp.received);
-    page.sample(&[("direction", "out")], udp.sent);
+    for (network, c) in networks {
+        let udp = &c.published.udp;
+        page.sample(&[("network", network), ("direction", "in")], udp.received);
+        page.sample(&[("network", network), ("direction", "out")], udp.sent);
+    }
     page.family("tapline_published_datagrams_dropped_total", "counter", "Datagrams that went no further, by reason.");
-    page.sample(&[("reason", "not_allowed")], udp.not_allowed);
-    page.sample(&[("reason", "dropped")], udp.dropped);
+    for (network, c) in networks {
+        let udp = &c.published.udp;
+        page.sample(&[("network", network), ("reason", "not_allowed")], udp.not_allowed);
+        page.sample(&[("network", network), ("reason", "dropped")], udp.dropped);
+    }
     page.family("tapline_dns_queries_total", "counter", "DNS queries taken.");
     page.sample(&[], dns.queries);
     page.family("tapline_dns_local_total", "counter", "DNS queries answered on the spot.");
@@ -180,14 +208,18 @@ mod tests {
         counters.frames_in = 7;
         counters.drop_many(DropReason::Spoofed, 3);
         let datapath = Snapshot::new(&counters, (1, 2, 3), Default::default());
-        let page = write(&CountersInfo { datapath, dns: DnsStats { queries: 9, ..DnsStats::default() } }, 4, 5);
+        let networks = [("bridge".into(), datapath.clone()), ("back".into(), Snapshot::default())].into();
+        let dns = DnsStats { queries: 9, ..DnsStats::default() };
+        let page = write(&CountersInfo { datapath, dns, networks }, 4, 5);
         let samples = check(&page).unwrap();
-        assert_eq!(samples["tapline_frames_received_total"], 7.0);
-        assert_eq!(samples["tapline_frames_dropped_total{reason=\"spoofed\"}"], 3.0);
-        assert_eq!(samples["tapline_flows{protocol=\"icmp\"}"], 3.0);
+        assert_eq!(samples["tapline_frames_received_total{network=\"bridge\"}"], 7.0);
+        assert_eq!(samples["tapline_frames_received_total{network=\"back\"}"], 0.0);
+        assert_eq!(samples["tapline_frames_dropped_total{network=\"bridge\",reason=\"spoofed\"}"], 3.0);
+        assert_eq!(samples["tapline_flows{network=\"bridge\",protocol=\"icmp\"}"], 3.0);
         assert_eq!(samples["tapline_published_ports{protocol=\"udp\"}"], 5.0);
         assert_eq!(samples["tapline_dns_queries_total"], 9.0);
-        let dropped = samples.keys().filter(|name| name.starts_with("tapline_frames_dropped_total")).count();
+        let of_network = "tapline_frames_dropped_total{network=\"bridge\"";
+        let dropped = samples.keys().filter(|name| name.starts_with(of_network)).count();
         assert_eq!(dropped, DropReason::ALL.len());
     }
 

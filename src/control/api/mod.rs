@@ -5,12 +5,16 @@
 //! | request | answer |
 //! | --- | --- |
 //! | `GET /v1/sandboxes` | every sandbox that this gateway serves |
-//! | `GET /v1/sandboxes/ID` | [`SandboxInfo`]: the endpoint, the network, the host as the gateway knows it |
+//! | `GET /v1/sandboxes/ID` | [`SandboxInfo`]: the endpoints, their networks, the host as the gateway knows it |
 //! | `GET`, `POST`, `DELETE /v1/sandboxes/ID/ports` | [`ports`]: what is published; more of it, less of it |
-//! | `GET /v1/flows` | [`FlowPage`]: some of the flows |
-//! | `GET /v1/counters` | [`CountersInfo`]: the worker's [`Snapshot`] and what the DNS forwarder counted |
+//! | `GET /v1/flows` | [`FlowPage`]: some of the flows, one network after the other |
+//! | `GET /v1/counters` | [`CountersInfo`]: the workers' [`Snapshot`]s, their sum, and what the DNS forwarders counted |
 //! | `GET /v1/events` | [`events`]: what happens, as lines of JSON |
 //! | `GET /metrics` | [`metrics`]: the counters as Prometheus reads them |
+//!
+//! A gateway serves one sandbox on a network of its own, or all of a user's on shared networks. A sandbox has a
+//! connection for each of its networks; it is there as long as it has one. Its requests go to its supervisor by the first
+//! of them, and its ports leave with the connection that they came by.
 //!
 //! `ID` is a sandbox's id, the beginning of it, or its name. An error is `{"code": "...", "message": "..."}` with a
 //! fitting HTTP status; `code` is for programs and stays the same, `message` is for people. man/tapline-api.7 has all
@@ -23,7 +27,7 @@
 //! [`ports`] what waits for a supervisor, [`events`] the streams. Nothing here blocks: the names of sandboxes are
 //! asked for on the same thread. [`ApiState`] is behind one lock that nobody holds for longer than a look.
 use std::borrow::Cow;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
@@ -41,13 +45,14 @@ use axum::routing::get;
 use axum::{Json, Router};
 use hyper::body::{Bytes, Frame, SizeHint};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio::time::timeout;
 
 use super::messages::FromGateway;
 use crate::datapath::commands::{CommandSender, FlowPage, Snapshot, WorkerGone};
-use crate::names::{DnsStats, Forwarder};
+use crate::names::{DnsStats, Names};
 use crate::plan::{Endpoint, HostView, Network, PortFailure, Protocol, Published, PublishedKey};
 use events::Event;
 use guard::{Limits, Place};
@@ -65,31 +70,79 @@ const WORKER_PATIENCE: Duration = Duration::from_secs(2);
 /// Flows on a page where nothing else is asked for, and most of them.
 const FLOWS: (usize, usize) = (100, 1000);
 
+/// Bits of a cursor for flows that are the worker's; above them the network's number.
+const WORKER_CURSOR: u32 = 52;
+
 /// `GET /v1/sandboxes/ID`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxInfo {
-    /// The sandbox's place on the network.
+    /// The sandbox's place on its first network.
     pub endpoint: Endpoint,
-    /// The network.
+    /// That network.
     pub network: Network,
     /// The host as the gateway was last told.
     pub host: HostView,
+    /// All its places, the first one too, in the order in which they came.
+    #[serde(default)]
+    pub endpoints: Vec<EndpointInfo>,
+}
+
+/// A sandbox's place, and the network it is on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointInfo {
+    /// The place.
+    pub endpoint: Endpoint,
+    /// The network.
+    pub network: Network,
+}
+
+impl SandboxInfo {
+    /// A sandbox with one place.
+    pub fn new(endpoint: Endpoint, network: Network, host: HostView) -> SandboxInfo {
+        let endpoints = vec![EndpointInfo { endpoint: endpoint.clone(), network: network.clone() }];
+        SandboxInfo { endpoint, network, host, endpoints }
+    }
 }
 
 /// `GET /v1/counters`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CountersInfo {
-    /// The worker's.
+    /// All networks' together.
     #[serde(flatten)]
     pub datapath: Snapshot,
-    /// The DNS forwarder's.
+    /// The DNS forwarders'.
     pub dns: DnsStats,
+    /// Each network's, by its name.
+    #[serde(default)]
+    pub networks: BTreeMap<String, Snapshot>,
+}
+
+/// The way by which a place of a sandbox came.
+#[derive(Debug)]
+struct Way {
+    /// The connection's number.
+    connection: u64,
+    /// To the supervisor.
+    said: mpsc::Sender<FromGateway>,
+    /// What is published by it.
+    ports: HashSet<PublishedKey>,
+}
+
+/// A network that is served.
+#[derive(Clone, Debug)]
+struct Served {
+    name: String,
+    /// No other has it.
+    number: u64,
+    commands: CommandSender,
 }
 
 /// One sandbox that is served.
 #[derive(Debug)]
 struct Sandbox {
     info: SandboxInfo,
+    /// One for each of the endpoints, in their order.
+    ways: Vec<Way>,
     ports: PortTable,
     supervisor: Supervisor,
     /// What its supervisor is doing for a client.
@@ -100,6 +153,8 @@ struct Sandbox {
 #[derive(Debug)]
 struct Shown {
     sandboxes: Vec<Sandbox>,
+    /// In the order of their numbers.
+    networks: Vec<Served>,
     events: broadcast::Sender<Bytes>,
 }
 
@@ -120,8 +175,7 @@ impl Shown {
 #[derive(Debug)]
 pub struct ApiState {
     shown: Mutex<Shown>,
-    commands: CommandSender,
-    forwarder: Forwarder,
+    names: Names,
     requests: AtomicU64,
     /// Places for streams of events.
     streams: Arc<Semaphore>,
@@ -130,13 +184,12 @@ pub struct ApiState {
 }
 
 impl ApiState {
-    /// For a worker that listens to `commands`; no sandbox yet.
-    pub fn new(commands: CommandSender, forwarder: Forwarder) -> Arc<ApiState> {
+    /// No network and no sandbox yet.
+    pub fn new(names: Names) -> Arc<ApiState> {
         let (events, _) = broadcast::channel(events::KEPT);
         Arc::new(ApiState {
-            shown: Mutex::new(Shown { sandboxes: Vec::new(), events }),
-            commands,
-            forwarder,
+            shown: Mutex::new(Shown { sandboxes: Vec::new(), networks: Vec::new(), events }),
+            names,
             requests: AtomicU64::new(1),
             streams: Arc::new(Semaphore::new(events::MAX_STREAMS)),
             asking: Arc::new(Semaphore::new(ports::MAX_ASKING)),
@@ -147,27 +200,69 @@ impl ApiState {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A sandbox is served; what is put into `said` goes to its supervisor.
-    pub fn handle_attached(&self, info: SandboxInfo, said: mpsc::Sender<FromGateway>) {
+    /// A network is served by this worker.
+    pub fn handle_network_started(&self, name: &str, commands: CommandSender) {
+        let networks = &mut self.shown().networks;
+        // The lowest that is free: cursors have room for few.
+        let at = (0..).zip(&*networks).take_while(|(number, network)| network.number == *number).count();
+        networks.insert(at, Served { name: name.to_owned(), number: at as u64, commands });
+    }
+
+    /// A network is no longer served.
+    pub fn handle_network_stopped(&self, name: &str) {
+        self.shown().networks.retain(|network| network.name != name);
+    }
+
+    /// A sandbox is served on a network; what is put into `said` goes to its supervisor.
+    pub fn handle_attached(&self, connection: u64, info: SandboxInfo, said: mpsc::Sender<FromGateway>) {
         let mut shown = self.shown();
-        shown.tell(&Event::SandboxAttached { sandbox: &info.endpoint.id });
+        let way = Way { connection, said: said.clone(), ports: HashSet::new() };
+        let (id, network) = (&info.endpoint.id, &info.network.name);
+        if shown.sandbox(id).is_some() {
+            shown.tell(&Event::NetworkConnected { sandbox: id, network });
+            let Some(sandbox) = shown.sandbox(id) else { return };
+            sandbox.ways.push(way);
+            sandbox.info.host = info.host;
+            sandbox.info.endpoints.extend(info.endpoints);
+            return;
+        }
+        shown.tell(&Event::SandboxAttached { sandbox: id });
         let supervisor = Supervisor::new(said);
-        shown.sandboxes.push(Sandbox { info, ports: PortTable::default(), supervisor, asked: None });
+        shown.sandboxes.push(Sandbox { info, ways: vec![way], ports: PortTable::default(), supervisor, asked: None });
     }
 
-    /// A sandbox has ended.
-    pub fn handle_ended(&self, id: &str) {
+    /// A connection has ended: the sandbox with this id has left its network, or has ended itself. True when it has.
+    pub fn handle_detached(&self, id: &str, connection: u64) -> bool {
         let mut shown = self.shown();
-        shown.sandboxes.retain(|sandbox| sandbox.info.endpoint.id != id);
-        shown.tell(&Event::SandboxEnded { sandbox: id });
+        let Some(sandbox) = shown.sandbox(id) else { return true };
+        let Some(at) = sandbox.ways.iter().position(|way| way.connection == connection) else { return false };
+        let way = sandbox.ways.remove(at);
+        let left = sandbox.info.endpoints.remove(at);
+        let Some((next, first)) = sandbox.ways.first().zip(sandbox.info.endpoints.first()) else {
+            shown.sandboxes.retain(|sandbox| sandbox.info.endpoint.id != id);
+            shown.tell(&Event::SandboxEnded { sandbox: id });
+            return true;
+        };
+        if at == 0 {
+            sandbox.supervisor.use_way(next.said.clone());
+            (sandbox.info.endpoint, sandbox.info.network) = (first.endpoint.clone(), first.network.clone());
+            // Its answer would have come by the connection that has ended.
+            sandbox.asked = None;
+        }
+        let closed: Vec<Published> = way.ports.iter().filter_map(|key| sandbox.ports.remove(key)).collect();
+        for port in &closed {
+            shown.tell(&Event::PortUnpublished { sandbox: id, port });
+        }
+        shown.tell(&Event::NetworkDisconnected { sandbox: id, network: &left.network.name });
+        false
     }
 
-    /// The host changed, as a sandbox's supervisor says.
-    pub fn handle_host_changed(&self, id: &str, host: HostView) {
+    /// The host changed, as a sandbox's supervisor was the first to say.
+    pub fn handle_host_changed(&self, id: &str, host: &HostView) {
         let mut shown = self.shown();
-        shown.tell(&Event::HostChanged { sandbox: id, host: &host });
-        if let Some(sandbox) = shown.sandbox(id) {
-            sandbox.info.host = host;
+        shown.tell(&Event::HostChanged { sandbox: id, host });
+        for sandbox in &mut shown.sandboxes {
+            sandbox.info.host = host.clone();
         }
     }
 
@@ -176,8 +271,8 @@ impl ApiState {
         self.shown().tell(&Event::Notice { sandbox: id, text });
     }
 
-    /// These ports of a sandbox are served.
-    pub fn handle_published(&self, id: &str, ports: Vec<Published>) {
+    /// These ports of a sandbox are served; they came by this connection.
+    pub fn handle_published(&self, id: &str, connection: u64, ports: Vec<Published>) {
         let mut shown = self.shown();
         for port in ports {
             shown.tell(&Event::PortPublished { sandbox: id, port: &port });
@@ -185,15 +280,27 @@ impl ApiState {
             if let Some(asked) = &mut sandbox.asked {
                 asked.handle_added(&port);
             }
+            for way in &mut sandbox.ways {
+                // The latest has it.
+                if way.connection == connection {
+                    way.ports.insert(port.key());
+                } else {
+                    way.ports.remove(&port.key());
+                }
+            }
             sandbox.ports.insert(port);
         }
     }
 
-    /// These ports of a sandbox are closed.
-    pub fn handle_unpublished(&self, id: &str, ports: &[PublishedKey]) {
+    /// These ports of a sandbox are closed, as far as they came by this connection.
+    pub fn handle_unpublished(&self, id: &str, connection: u64, ports: &[PublishedKey]) {
         let mut shown = self.shown();
         for key in ports {
             let Some(sandbox) = shown.sandbox(id) else { return };
+            let way = sandbox.ways.iter_mut().find(|way| way.connection == connection);
+            if !way.is_some_and(|way| way.ports.remove(key)) {
+                continue;
+            }
             let Some(port) = sandbox.ports.remove(key) else { continue };
             if let Some(asked) = &mut sandbox.asked {
                 asked.handle_removed(&port);
@@ -261,9 +368,83 @@ impl ApiState {
         Ok(look(&mut all[at]))
     }
 
-    async fn counters(&self) -> Result<CountersInfo, ApiError> {
-        let datapath = answered(self.commands.snapshot()).await?;
-        Ok(CountersInfo { datapath, dns: self.forwarder.stats() })
+    /// The network of this name, or all; in the order of their numbers.
+    fn networks(&self, only: Option<&str>) -> Result<Vec<Served>, ApiError> {
+        let shown = self.shown();
+        let found: Vec<Served> =
+            shown.networks.iter().filter(|network| only.is_none_or(|only| network.name == only)).cloned().collect();
+        match only {
+            Some(_) if found.is_empty() => {
+                let message = "this gateway serves no sandbox on a network of that name";
+                Err(ApiError::new(StatusCode::NOT_FOUND, "no_such_network", message))
+            }
+            _ => Ok(found),
+        }
+    }
+
+    async fn counters(&self, only: Option<&str>) -> Result<CountersInfo, ApiError> {
+        // All are asked before the first is waited for.
+        let asked: Vec<_> =
+            self.networks(only)?.into_iter().map(|n| (n.name, tokio::spawn(snapshot(n.commands)))).collect();
+        let mut networks = BTreeMap::new();
+        for (name, snapshot) in asked {
+            match answered(async { snapshot.await.unwrap_or(Err(WorkerGone)) }).await {
+                Ok(snapshot) => drop(networks.insert(name, snapshot)),
+                // Its last sandbox has just left.
+                Err(_) if self.networks(Some(&name)).is_err() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(CountersInfo { datapath: sum(networks.values()), dns: self.names.stats(), networks })
+    }
+
+    /// A page of flows: from the network that the cursor is in, or the next one.
+    async fn flows(&self, cursor: u64, limit: usize, only: Option<&str>) -> Result<FlowPage, ApiError> {
+        let (number, place) = (cursor >> WORKER_CURSOR, cursor & ((1 << WORKER_CURSOR) - 1));
+        let networks = self.networks(only)?;
+        let mut rest = networks.iter().skip_while(|network| network.number < number);
+        let Some(network) = rest.next() else { return Ok(FlowPage::default()) };
+        // The network that the cursor was in may have gone.
+        let place = if network.number == number { place } else { 0 };
+        let mut page = answered(network.commands.flows(place, limit)).await?;
+        page.next = match page.next {
+            Some(place) => Some(network.number << WORKER_CURSOR | place),
+            None => rest.next().map(|next| next.number << WORKER_CURSOR),
+        };
+        Ok(page)
+    }
+}
+
+async fn snapshot(commands: CommandSender) -> Result<Snapshot, WorkerGone> {
+    commands.snapshot().await
+}
+
+/// All of them together: every number of a snapshot counts something.
+fn sum<'a>(snapshots: impl Iterator<Item = &'a Snapshot>) -> Snapshot {
+    let add = |sum: Value, snapshot: &Snapshot| match serde_json::to_value(snapshot) {
+        Ok(value) => added(sum, value),
+        Err(_) => sum,
+    };
+    let nothing = serde_json::to_value(Snapshot::default()).unwrap_or_default();
+    serde_json::from_value(snapshots.fold(nothing, add)).unwrap_or_default()
+}
+
+fn added(one: Value, other: Value) -> Value {
+    match (one, other) {
+        (Value::Number(one), Value::Number(other)) => {
+            one.as_u64().unwrap_or_default().wrapping_add(other.as_u64().unwrap_or_default()).into()
+        }
+        (Value::Object(mut one), Value::Object(other)) => {
+            for (key, value) in other {
+                let sum = match one.remove(&key) {
+                    Some(there) => added(there, value),
+                    None => value,
+                };
+                one.insert(key, sum);
+            }
+            Value::Object(one)
+        }
+        (one, _) => one,
     }
 }
 
@@ -329,12 +510,16 @@ async fn sandbox(
     state.with_sandbox(&id, |sandbox| Json(sandbox.info.clone()))
 }
 
-async fn counters(State(state): State<Arc<ApiState>>) -> Result<Json<CountersInfo>, ApiError> {
-    Ok(Json(state.counters().await?))
+async fn counters(
+    State(state): State<Arc<ApiState>>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<CountersInfo>, ApiError> {
+    let query = parameters(query.as_deref(), &["network"])?;
+    Ok(Json(state.counters(query.get("network").map(String::as_str)).await?))
 }
 
 async fn flows(State(state): State<Arc<ApiState>>, RawQuery(query): RawQuery) -> Result<Json<FlowPage>, ApiError> {
-    let query = parameters(query.as_deref(), &["limit", "cursor", "sandbox"])?;
+    let query = parameters(query.as_deref(), &["limit", "cursor", "sandbox", "network"])?;
     let (usual, most) = FLOWS;
     let bad = |message: String| ApiError::new(StatusCode::BAD_REQUEST, "bad_parameter", message);
     let limit = match query.get("limit") {
@@ -352,7 +537,7 @@ async fn flows(State(state): State<Arc<ApiState>>, RawQuery(query): RawQuery) ->
         None => None,
         Some(asked) => Some(state.with_sandbox(asked, |sandbox| sandbox.info.endpoint.id.clone())?),
     };
-    let mut page = answered(state.commands.flows(cursor, limit)).await?;
+    let mut page = state.flows(cursor, limit, query.get("network").map(String::as_str)).await?;
     if let Some(id) = only {
         page.flows.retain(|flow| flow.sandbox == id);
     }

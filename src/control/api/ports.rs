@@ -98,6 +98,11 @@ impl Supervisor {
     pub fn new(said: mpsc::Sender<FromGateway>) -> Supervisor {
         Supervisor { said, turn: Arc::default(), patience: PATIENCE }
     }
+
+    /// It is spoken to by another way from now on.
+    pub fn use_way(&mut self, said: mpsc::Sender<FromGateway>) {
+        self.said = said;
+    }
 }
 
 /// What a supervisor was asked for.

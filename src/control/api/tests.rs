@@ -13,6 +13,8 @@ use tokio::time::Instant;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const ID: &str = "0123456789ab";
+/// The number of the connection that it came by.
+const WAY: u64 = 1;
 
 fn port(host: &str, spec: &str) -> Published {
     Published {
@@ -43,9 +45,10 @@ impl Bench {
         let poll = mio::Poll::new().unwrap();
         let (sender, commands) = CommandSender::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap());
         let info = sandbox(ID, "web");
-        let state = ApiState::new(sender, Forwarder::new(&info.network, &info.host));
+        let state = ApiState::new(Names::default());
+        state.handle_network_started(&info.network.name, sender);
         let (supervisor, said) = mpsc::channel(8);
-        state.handle_attached(info, supervisor);
+        state.handle_attached(WAY, info, supervisor);
         // A listener of this test alone, without a file (unix(7), abstract).
         let name = format!("tapline-api-test-{}-{name}", std::process::id());
         let address = std::os::unix::net::SocketAddr::from_abstract_name(name).unwrap();
@@ -126,19 +129,19 @@ async fn sandboxes_are_found_by_id_its_beginning_and_name() {
     assert_eq!(code(&bench.ask("GET /v1/sandboxes/123").await), (404, "no_such_sandbox"));
     assert_eq!(code(&bench.ask("GET /v1/sandboxes/%ff").await), (400, "bad_path"));
     let (other, _said) = mpsc::channel(1);
-    bench.state.handle_attached(sandbox("0123000000ff", "0123456789"), other);
+    bench.state.handle_attached(2, sandbox("0123000000ff", "0123456789"), other);
     assert_eq!(code(&bench.ask("GET /v1/sandboxes/0123/ports").await), (409, "ambiguous_sandbox"));
     // A whole name is meant rather than the beginning of an id.
     let (_, named) = bench.ask("GET /v1/sandboxes/0123456789").await;
     assert_eq!(named["endpoint"]["id"], "0123000000ff");
-    bench.state.handle_ended("0123000000ff");
+    bench.state.handle_detached("0123000000ff", 2);
     assert_eq!(code(&bench.ask("GET /v1/sandboxes/0123000000ff").await), (404, "no_such_sandbox"));
 }
 
 #[tokio::test]
 async fn what_changes_on_the_host_is_shown() {
     let bench = Bench::new("host", Limits::default());
-    bench.state.handle_host_changed(ID, HostView { v4: Some([192, 0, 2, 1].into()), ..HostView::default() });
+    bench.state.handle_host_changed(ID, &HostView { v4: Some([192, 0, 2, 1].into()), ..HostView::default() });
     assert_eq!(bench.ask("GET /v1/sandboxes/web").await.1["host"]["v4"], "192.0.2.1");
 }
 
@@ -147,11 +150,11 @@ async fn ports_are_listed_in_the_order_they_came() {
     let bench = Bench::new("ports", Limits::default());
     assert_eq!(bench.ask("GET /v1/sandboxes/web/ports").await, (200, json!({"ports": []})));
     let (one, two, three) = (port("127.0.0.1:8083", "a"), port("127.0.0.1:8081", "b"), port("[::1]:8082", "c"));
-    bench.state.handle_published(ID, vec![one.clone(), two.clone(), three.clone()]);
-    bench.state.handle_unpublished(ID, &[two.key(), two.key()]);
+    bench.state.handle_published(ID, WAY, vec![one.clone(), two.clone(), three.clone()]);
+    bench.state.handle_unpublished(ID, WAY, &[two.key(), two.key()]);
     let (status, list) = bench.ask("GET /v1/sandboxes/web/ports").await;
     assert_eq!((status, list), (200, json!({"ports": [one, three]})));
-    bench.state.handle_published(ID, vec![one.clone(), two.clone()]);
+    bench.state.handle_published(ID, WAY, vec![one.clone(), two.clone()]);
     assert_eq!(bench.ask("GET /v1/sandboxes/web/ports").await.1, json!({"ports": [three, one, two]}));
 }
 
@@ -172,7 +175,7 @@ async fn a_port_is_published_by_the_supervisor_and_taken_back() {
             assert_eq!((spec.as_str(), proxy), ("8080:80", Some(crate::plan::ProxyVersion::V2)));
             assert_eq!(from, ["192.0.2.0/24".parse().unwrap()]);
             // What else changes at the time is not what came of it, and an answer to something else is none.
-            state.handle_published(ID, vec![own.clone(), new.clone()]);
+            state.handle_published(ID, WAY, vec![own.clone(), new.clone()]);
             state.handle_answer(ID, request + 1, None);
             state.handle_answer(ID, request, None);
         }
@@ -187,7 +190,7 @@ async fn a_port_is_published_by_the_supervisor_and_taken_back() {
     match timeout(PATIENCE, bench.said.recv()).await.unwrap().unwrap() {
         FromGateway::WantUnpublish { request, spec } => {
             assert_eq!(spec, "8080:80");
-            state.handle_unpublished(ID, &[new.key()]);
+            state.handle_unpublished(ID, WAY, &[new.key()]);
             state.handle_answer(ID, request, None);
         }
         other => panic!("{other:?}"),
@@ -317,13 +320,13 @@ async fn a_worker_that_has_gone_is_an_error_with_a_code() {
 #[tokio::test]
 async fn metrics_are_text() {
     let bench = Bench::new("metrics", Limits::default());
-    bench.state.handle_published(ID, vec![port("127.0.0.1:8080", "8080:80")]);
+    bench.state.handle_published(ID, WAY, vec![port("127.0.0.1:8080", "8080:80")]);
     let answer = tokio::spawn(text(bench.connect(), "GET /metrics HTTP/1.0\r\n\r\n"));
     let Command::Snapshot { reply } = bench.command().await else { panic!() };
     reply.send(Snapshot { frames_in: 7, ..Snapshot::default() }).unwrap();
     let answer = answer.await.unwrap();
     assert!(answer.contains("content-type: text/plain; version=0.0.4"), "{answer}");
-    assert!(answer.contains("\ntapline_frames_received_total 7\n"), "{answer}");
+    assert!(answer.contains("\ntapline_frames_received_total{network=\"private\"} 7\n"), "{answer}");
     assert!(answer.contains("\ntapline_published_ports{protocol=\"tcp\"} 1\n"), "{answer}");
 }
 
@@ -360,7 +363,7 @@ impl Events {
 async fn what_happens_is_told_to_those_who_listen() {
     let bench = Bench::new("events", Limits { places: 1, ..Limits::default() });
     let (old, new) = (port("127.0.0.1:8080", "8080:80"), port("127.0.0.1:8081", "8081:80"));
-    bench.state.handle_published(ID, vec![old.clone()]);
+    bench.state.handle_published(ID, WAY, vec![old.clone()]);
     let mut events = Events::open(&bench).await;
     let mut also = Events::open(&bench).await;
     let hello = events.next().await;
@@ -370,11 +373,11 @@ async fn what_happens_is_told_to_those_who_listen() {
     // The one place is free again.
     assert_eq!(bench.ask("GET /v1/sandboxes").await.0, 200);
 
-    bench.state.handle_published(ID, vec![new.clone()]);
-    bench.state.handle_unpublished(ID, &[old.key()]);
+    bench.state.handle_published(ID, WAY, vec![new.clone()]);
+    bench.state.handle_unpublished(ID, WAY, &[old.key()]);
     bench.state.handle_notice(ID, "ping sockets are closed");
-    bench.state.handle_host_changed(ID, HostView::default());
-    bench.state.handle_ended(ID);
+    bench.state.handle_host_changed(ID, &HostView::default());
+    bench.state.handle_detached(ID, WAY);
     for stream in [&mut events, &mut also] {
         let mut kinds = Vec::new();
         while kinds.last().is_none_or(|kind| kind != "sandbox_ended") {
@@ -572,12 +575,12 @@ async fn what_comes_of_a_request_too_late_is_not_the_next_ones() {
     assert!(matches!(bench.said.recv().await, Some(FromGateway::WantPublish { request: 1, .. })));
     assert!(timeout(Duration::from_millis(50), bench.said.recv()).await.is_err());
     // It wakes.
-    bench.state.handle_published(ID, vec![first.clone()]);
+    bench.state.handle_published(ID, WAY, vec![first.clone()]);
     bench.state.handle_answer(ID, 1, None);
     match timeout(PATIENCE, bench.said.recv()).await.unwrap().unwrap() {
         FromGateway::WantPublish { request, spec, .. } => {
             assert_eq!(spec, "8081:80");
-            bench.state.handle_published(ID, vec![second.clone()]);
+            bench.state.handle_published(ID, WAY, vec![second.clone()]);
             bench.state.handle_answer(ID, request, None);
         }
         other => panic!("{other:?}"),
@@ -587,7 +590,7 @@ async fn what_comes_of_a_request_too_late_is_not_the_next_ones() {
     let request: &str = with_body(post, "application/json", r#"{"spec":"8082:80"}"#).leak();
     let answer = tokio::spawn(response(bench.connect(), request));
     assert!(timeout(PATIENCE, bench.said.recv()).await.unwrap().is_some());
-    bench.state.handle_ended(ID);
+    bench.state.handle_detached(ID, WAY);
     assert_eq!(code(&answer.await.unwrap()), (503, "sandbox_ended"));
     assert_eq!(bench.state.asking.available_permits(), ports::MAX_ASKING);
 }
@@ -600,14 +603,14 @@ async fn what_the_sandbox_no_longer_listens_at_is_taken_back_on_nobodys_request(
     let own = |host| Published { origin: Origin::Auto, ..port(host, "auto") };
     let (leaves, named) = (own("127.0.0.1:9000"), own("127.0.0.1:9001"));
     for (spec, taken_back) in [("8080:80", &asked), ("127.0.0.1:9001:80", &named), ("9001:80", &named)] {
-        state.handle_published(ID, vec![asked.clone(), leaves.clone(), named.clone()]);
+        state.handle_published(ID, WAY, vec![asked.clone(), leaves.clone(), named.clone()]);
         let request: &str =
             format!("DELETE /v1/sandboxes/web/ports?spec={spec} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
                 .leak();
         let answer = tokio::spawn(response(bench.connect(), request));
         let said = timeout(PATIENCE, bench.said.recv()).await.unwrap();
         let Some(FromGateway::WantUnpublish { request, .. }) = said else { panic!("{said:?}") };
-        state.handle_unpublished(ID, &[leaves.key(), taken_back.key()]);
+        state.handle_unpublished(ID, WAY, &[leaves.key(), taken_back.key()]);
         state.handle_answer(ID, request, None);
         assert_eq!(answer.await.unwrap(), (200, json!({"ports": [taken_back]})), "{spec}");
     }
@@ -643,7 +646,8 @@ fn the_manual_page_has_every_path_code_event_and_metric() {
         missing(&format!("fB{code}fR"));
     }
     let events = ["hello", "port_published", "port_unpublished", "host_changed", "notice", "sandbox_attached"];
-    for event in events.iter().chain(&["sandbox_ended", "lost", "heartbeat"]) {
+    let events = events.iter().chain(&["network_connected", "network_disconnected"]);
+    for event in events.chain(&["sandbox_ended", "lost", "heartbeat"]) {
         missing(&format!("fB{event}fR"));
     }
     missing(concat!("\"tapline ", env!("CARGO_PKG_VERSION"), "\""));
@@ -653,7 +657,9 @@ fn the_manual_page_has_every_path_code_event_and_metric() {
     }
     let ports = serde_json::to_value(port("127.0.0.1:1", "a")).unwrap();
     let sandbox = serde_json::to_value(sandbox(ID, "web")).unwrap();
-    let counters = serde_json::to_value(Snapshot::default()).unwrap();
+    let datapath = Snapshot::default();
+    let counters = CountersInfo { datapath, dns: DnsStats::default(), networks: BTreeMap::new() };
+    let counters = serde_json::to_value(counters).unwrap();
     for object in [&ports, &sandbox, &sandbox["endpoint"], &sandbox["network"], &sandbox["host"], &counters] {
         object.as_object().unwrap().keys().for_each(|field| missing(&format!("fB{field}fR")));
     }

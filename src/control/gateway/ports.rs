@@ -7,8 +7,6 @@
 //! The worker takes commands in the order they were sent, so nobody waits between one and the next. Its answers are
 //! awaited by a task of its own ([`finish`]), in the same order: it keeps the API's table, says
 //! [`FromGateway::Done`], and only then passes on the supervisor's answer to what a client of the API had asked for.
-//!
-//! Another task ([`speak`]) sends what is said to the supervisor, and waits while the supervisor reads nothing.
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -18,16 +16,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::super::api::ApiState;
 use super::super::messages::{FromGateway, ToGateway};
-use super::super::wire::{self, WireError};
-use super::{check_attach, set_nonblocking};
+use super::check::{check_attach, set_nonblocking};
 use crate::datapath::commands::{Command, CommandSender, WorkerGone};
 use crate::plan::{PortFailure, Protocol, Published, PublishedKey, Reached};
-use crate::sys::watch::Watched;
 
-/// Messages to the supervisor that wait to be sent.
-pub const QUEUE: usize = 64;
-
-/// The ports of one sandbox.
+/// The ports that come by one connection.
 pub struct Ports {
     id: String,
     commands: CommandSender,
@@ -44,10 +37,16 @@ enum Step {
 }
 
 impl Ports {
-    /// For the sandbox with this id. Call it within a tokio runtime.
-    pub fn new(id: String, commands: CommandSender, state: Arc<ApiState>, said: mpsc::Sender<FromGateway>) -> Ports {
+    /// For the sandbox with this id, and the connection with this number. Call it within a tokio runtime.
+    pub fn new(
+        id: String,
+        connection: u64,
+        commands: CommandSender,
+        state: Arc<ApiState>,
+        said: mpsc::Sender<FromGateway>,
+    ) -> Ports {
         let (steps, queue) = mpsc::unbounded_channel();
-        tokio::spawn(finish(queue, id.clone(), state, said));
+        tokio::spawn(finish(queue, id.clone(), connection, state, said));
         Ports { id, commands, steps }
     }
 
@@ -99,6 +98,7 @@ impl Ports {
 async fn finish(
     mut steps: mpsc::UnboundedReceiver<Step>,
     id: String,
+    connection: u64,
     state: Arc<ApiState>,
     said: mpsc::Sender<FromGateway>,
 ) {
@@ -106,7 +106,7 @@ async fn finish(
         let (request, error) = match step {
             Step::Published { request, ports, done } => match done.await {
                 Ok(Ok(())) => {
-                    state.handle_published(&id, ports);
+                    state.handle_published(&id, connection, ports);
                     (request, None)
                 }
                 Ok(Err(error)) => (request, Some(error)),
@@ -115,7 +115,7 @@ async fn finish(
             Step::Unpublished { request, ports, done } => {
                 // A worker that has gone has closed them.
                 let _ = done.await;
-                state.handle_unpublished(&id, &ports);
+                state.handle_unpublished(&id, connection, &ports);
                 (request, None)
             }
             Step::Refused { request, error } => (request, Some(error)),
@@ -126,22 +126,6 @@ async fn finish(
         };
         if said.send(FromGateway::Done { request, error }).await.is_err() {
             return;
-        }
-    }
-}
-
-/// Say to the supervisor what is to be said.
-pub async fn speak(attach: Arc<Watched>, mut queue: mpsc::Receiver<FromGateway>) {
-    while let Some(message) = queue.recv().await {
-        let sent = attach.write(|fd| match wire::send(fd, &message, &[]) {
-            Err(error) if error.is_would_block() => None,
-            other => Some(other),
-        });
-        match sent.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error @ (WireError::TooLarge(_) | WireError::Json(_)))) => tracing::warn!("{error}"),
-            // The supervisor has gone; whoever reads the connection sees it as well.
-            Ok(Err(_)) | Err(_) => return,
         }
     }
 }

@@ -2,17 +2,24 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::net::UnixStream;
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc as sync_mpsc;
 use std::thread::JoinHandle;
 
-use socket2::Socket;
+use socket2::{Domain, Socket, Type};
 
+use super::super::api::SandboxInfo;
+use super::super::messages::{FromGateway, ToGateway};
+use super::super::wire;
+use super::check::{Request, check_api};
 use super::*;
-use crate::datapath::commands::{CommandReceiver, Snapshot};
+use crate::datapath::commands::{Command, CommandReceiver, CommandSender, Event, Snapshot};
 use crate::gateway::link::{Asker, Peer, PortId};
-use crate::plan::{HostView, MacAddr, Origin, Protocol, Published, Reached};
+use crate::plan::{HostView, LinkKind, MacAddr, Origin, Protocol, Published, Reached};
 use crate::sys::scm;
+
+mod shared;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -21,7 +28,7 @@ fn info() -> SandboxInfo {
 }
 
 fn attach(api: bool) -> ToGateway {
-    let SandboxInfo { endpoint, network, host } = info();
+    let SandboxInfo { endpoint, network, host, .. } = info();
     ToGateway::Attach { network, endpoint, link: LinkKind::Tap, host, api }
 }
 
@@ -30,7 +37,26 @@ fn file() -> OwnedFd {
     File::open("/dev/null").unwrap().into()
 }
 
-/// A gateway's control thread, with the supervisor's and the worker's ends in the test's hands.
+/// A worker that the test plays itself.
+struct WorkerSide {
+    events: mpsc::Sender<Event>,
+    commands: CommandReceiver,
+    _poll: mio::Poll,
+}
+
+/// What a gateway needs; its links are not looked at, and its workers come out of the other end.
+fn setup(shared: bool, linger: Duration) -> (Setup, sync_mpsc::Receiver<WorkerSide>) {
+    let (started, workers) = sync_mpsc::channel();
+    let start_worker = Box::new(move |events| {
+        let poll = mio::Poll::new()?;
+        let (sender, commands) = CommandSender::new(mio::Waker::new(poll.registry(), mio::Token(0))?);
+        started.send(WorkerSide { events, commands, _poll: poll }).map_err(|_| io::Error::other("the test is over"))?;
+        Ok(sender)
+    });
+    (Setup { start_worker, check_link: |_, _| Ok(()), shared, first_word: None, linger }, workers)
+}
+
+/// A private gateway's control thread, with the supervisor's and the worker's ends in the test's hands.
 struct Bench {
     supervisor: Option<OwnedFd>,
     events: mpsc::Sender<Event>,
@@ -43,15 +69,13 @@ impl Bench {
     /// Start one; its link is not looked at.
     fn start(api: Option<UnixListener>) -> Bench {
         let (supervisor, theirs) = scm::pair().unwrap();
-        let (events, events_out) = mpsc::channel(16);
-        let poll = mio::Poll::new().unwrap();
-        let (sender, commands) = CommandSender::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap());
-        let request = Request { info: info(), kind: LinkKind::Tap, link: file(), api };
-        let control = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(control(theirs, request, sender, events_out))
-        });
-        Bench { supervisor: Some(supervisor), events, commands, control, _poll: poll }
+        let (setup, workers) = setup(false, PATIENCE);
+        let control = std::thread::spawn(move || serve_one(theirs, setup));
+        let link = file();
+        let fds: Vec<_> = [link.as_fd()].into_iter().chain(api.as_ref().map(AsFd::as_fd)).collect();
+        wire::send(&supervisor, &attach(api.is_some()), &fds).unwrap();
+        let WorkerSide { events, commands, _poll } = workers.recv_timeout(PATIENCE).unwrap();
+        Bench { supervisor: Some(supervisor), events, commands, control, _poll }
     }
 
     /// The same, attached already.
@@ -109,7 +133,7 @@ impl Bench {
 }
 
 fn asker() -> Asker {
-    let peer = Peer { port: PortId(1), mac: MacAddr([2, 0, 0, 0, 0, 2]) };
+    let peer = Peer { port: PortId(0), mac: MacAddr([2, 0, 0, 0, 0, 2]) };
     Asker { peer, from: SocketAddr::from(([10, 0, 2, 100], 4444)), to: IpAddr::from([10, 0, 2, 3]) }
 }
 
@@ -173,6 +197,8 @@ fn what_changes_on_the_host_reaches_the_worker() {
     let host = HostView { v4: Some([192, 0, 2, 1].into()), ..HostView::default() };
     bench.send(&ToGateway::HostChanged { host: host.clone() });
     assert!(matches!(bench.command(), Command::HostChanged(changed) if changed == host));
+    // The same again is nothing new.
+    bench.send(&ToGateway::HostChanged { host });
     bench.end();
 }
 
@@ -200,6 +226,8 @@ fn nonsense_and_a_second_attach_change_nothing() {
     scm::send(bench.supervisor.as_ref().unwrap(), b"not json", &[]).unwrap();
     bench.send(&attach(false));
     assert!(matches!(bench.said(), Some(FromGateway::Refused { .. })));
+    bench.send(&ToGateway::Listen);
+    assert!(matches!(bench.said(), Some(FromGateway::Notice { .. })));
     bench.end();
 }
 
@@ -369,7 +397,8 @@ fn requests_about_ports_neither_overtake_nor_hold_up() {
     bench.hand(&ToGateway::Publish { request: 1, ports: vec![one.clone()] }, &[&one_socket]);
     bench.send(&ToGateway::Unpublish { request: 2, ports: vec![one.key()] });
     bench.hand(&ToGateway::Publish { request: 3, ports: vec![two] }, &[]);
-    bench.send(&ToGateway::HostChanged { host: HostView::default() });
+    let host = HostView { search: vec!["example.org".into()], ..HostView::default() };
+    bench.send(&ToGateway::HostChanged { host });
     bench.hand(&ToGateway::Publish { request: 4, ports: vec![one] }, &[&two_socket]);
     // The worker has all of it before it has answered anything.
     let Command::Publish { reply: first, .. } = bench.command() else { panic!() };
@@ -500,7 +529,7 @@ fn names_are_answered_while_hundreds_of_clients_misbehave() {
 
 #[test]
 fn descriptors_are_taken_for_what_they_are() {
-    let refusal = |message, fds| Request::check(message, fds).err().unwrap();
+    let refusal = |message, fds| Request::check(message, fds, check_link).err().unwrap();
     assert!(refusal(attach(false), vec![]).contains("0 descriptors"));
     assert!(refusal(attach(true), vec![file()]).contains("2 were expected"));
     assert!(refusal(attach(false), vec![file()]).contains("not a TAP device"));
@@ -524,20 +553,18 @@ fn descriptors_are_taken_for_what_they_are() {
 fn a_supervisor_that_goes_before_it_attaches_leaves_nothing() {
     let (supervisor, theirs) = scm::pair().unwrap();
     drop(supervisor);
-    let (started, was_started) = sync_mpsc::channel();
-    serve(theirs, |_| {
-        started.send(()).unwrap();
-        Err(io::ErrorKind::Other.into())
-    })
-    .unwrap();
-    assert!(was_started.try_recv().is_err());
+    let (setup, workers) = setup(false, PATIENCE);
+    serve_one(theirs, setup).unwrap();
+    assert!(workers.try_recv().is_err());
 }
 
 #[test]
 fn a_wrong_link_is_refused_before_a_worker_is_started() {
     let (supervisor, theirs) = scm::pair().unwrap();
     wire::send(&supervisor, &attach(false), &[file().as_fd()]).unwrap();
-    serve(theirs, |_| panic!("started")).unwrap();
+    let (setup, workers) = setup(false, PATIENCE);
+    serve_one(theirs, Setup { check_link, ..setup }).unwrap();
+    assert!(workers.try_recv().is_err());
     let (said, _) = wire::recv::<FromGateway>(&supervisor).unwrap().unwrap();
     assert!(matches!(said, FromGateway::Refused { reason } if reason.contains("TAP")));
 }
@@ -554,7 +581,7 @@ fn a_gateway_process_serves_a_tap_and_ends_with_its_connection() {
     const INSIDE: &str = "TAPLINE_TEST_GATEWAY_FD";
     const ME: &str = "control::gateway::tests::a_gateway_process_serves_a_tap_and_ends_with_its_connection";
     if let Some(fd) = std::env::var_os(INSIDE) {
-        return main(fd.to_str().unwrap().parse().unwrap()).unwrap();
+        return main(Entrance::Connection(fd.to_str().unwrap().parse().unwrap())).unwrap();
     }
     in_namespace(|| {
         let text = |error: &dyn std::fmt::Display| error.to_string();
