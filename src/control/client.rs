@@ -1,32 +1,41 @@
-//! The supervisor's side of a gateway: starting the process, and speaking to it.
+//! The supervisor's side of a gateway: starting or finding the process, and speaking to it.
 //!
 //! # Theory of operation
 //!
-//! A gateway is this same program, started anew (`/proc/self/exe`, under the name this process was started by)
+//! A private gateway is this same program, started anew (`/proc/self/exe`, under the name this process was started by)
 //! with the hidden subcommand `gateway --fd N`. It is started, not forked, so that nothing of the supervisor's
 //! memory is in it, and isolated from the first instruction: an empty environment, `/` as its directory, a session
 //! of its own with the terminal's signals ignored, standard input and output on /dev/null, standard error kept for
 //! the log, and of all other descriptors only its end of the attach connection.
 //!
+//! The gateway of shared networks is found, or started by the first who needs it ([`super::rendezvous`]); it is nobody's
+//! child and ends by itself. A connection to it that closes before [`FromGateway::Attached`] or
+//! [`FromGateway::Refused`] was made when it was about to end: its owner lets go of the [`GatewayProcess`] and calls
+//! [`GatewayProcess::join`] again, a few times at most.
+//!
 //! Everything here blocks and nothing needs a runtime: the supervisor has one thread and a poll loop. It waits for
-//! the connection ([`GatewayProcess::connection`]) and for the process itself ([`GatewayProcess::pidfd`]), and
-//! calls [`Connection::recv`] when there is something. Dropping a [`GatewayProcess`] closes the connection, upon
-//! which the gateway ends by itself; [`GatewayProcess::stop`] also waits for that, and ends one that does not.
+//! the connection ([`GatewayProcess::connection`]), and calls [`Connection::recv`] when there is something. Dropping a
+//! [`GatewayProcess`] closes the connection, upon which a private gateway ends by itself; [`GatewayProcess::stop`] also
+//! waits for that, and ends one that does not.
 use std::ffi::OsString;
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
 
 use super::messages::{FromGateway, ToGateway};
-use super::state::StateDir;
+use super::rendezvous::Starter;
+use super::state::{StateDir, StateError};
 use super::wire::{self, WireError};
 use crate::observe::logging;
 use crate::plan::Logging;
-use crate::sys::{scm, spawn};
+use crate::sys::{proc, scm, spawn};
 
 /// Why there is no gateway.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +48,15 @@ pub enum SpawnError {
         "cannot start the gateway process: {0}; is /proc mounted, and is there room under the process limit (ulimit -u)?"
     )]
     Start(io::Error),
+    /// It started and ended before it could be connected to.
+    #[error("the gateway process ended at once ({0}): `gateway.log` in tapline's runtime directory says why")]
+    Ended(String),
+    /// There is no place for state.
+    #[error(transparent)]
+    State(StateError),
+    /// A file operation on the way to the gateway of shared networks failed.
+    #[error("cannot {0} {1}: {2}")]
+    File(&'static str, PathBuf, io::Error),
 }
 
 /// The attach connection.
@@ -63,12 +81,47 @@ impl AsFd for Connection {
     }
 }
 
-/// A gateway's process.
+/// A gateway, and the connection to it.
 #[derive(Debug)]
 pub struct GatewayProcess {
-    child: Child,
-    pidfd: OwnedFd,
+    kind: Kind,
     connection: Connection,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// Ours alone.
+    Private { child: Child, pidfd: OwnedFd },
+    /// Others' as well.
+    Shared,
+}
+
+/// How a gateway ended; says so to the person: `exit status 1`, `killed by SIGKILL`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The process has ended like this.
+    Process(ExitStatus),
+    /// The connection is closed; the process is others' as well, and may live on.
+    Connection,
+}
+
+impl Ended {
+    /// How the process ended, where it is known.
+    pub fn status(self) -> Option<ExitStatus> {
+        match self {
+            Ended::Process(status) => Some(status),
+            Ended::Connection => None,
+        }
+    }
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ended::Process(status) => to.write_str(&describe(*status)),
+            Ended::Connection => to.write_str("its connection closed"),
+        }
+    }
 }
 
 impl GatewayProcess {
@@ -82,9 +135,15 @@ impl GatewayProcess {
         GatewayProcess::start(command, logging::arguments(logging))
     }
 
-    /// Find the gateway of the shared networks of this user in this host network namespace, or start it.
-    pub fn join(_state: &StateDir, logging: Logging) -> Result<GatewayProcess, SpawnError> {
-        GatewayProcess::spawn(logging)
+    /// Find the gateway of the shared networks of this user in this host network namespace, or start it; a connection
+    /// to it for one endpoint.
+    pub fn join(state: &StateDir, logging: Logging) -> Result<GatewayProcess, SpawnError> {
+        GatewayProcess::reach(state, &Starter::ours(logging))
+    }
+
+    /// The same with another program.
+    pub fn reach(state: &StateDir, starter: &Starter) -> Result<GatewayProcess, SpawnError> {
+        Ok(GatewayProcess { kind: Kind::Shared, connection: Connection(state.reach_gateway(starter)?) })
     }
 
     /// The same as [`spawn`](Self::spawn) with another program; `--fd N` and `arguments` follow those that the command has.
@@ -101,17 +160,18 @@ impl GatewayProcess {
         spawn::isolate(&mut command, theirs.as_fd());
         let child = command.spawn().map_err(SpawnError::Start)?;
         let pidfd = spawn::pidfd_open(child.id()).map_err(SpawnError::Start)?;
-        Ok(GatewayProcess { child, pidfd, connection: Connection(ours) })
+        Ok(GatewayProcess { kind: Kind::Private { child, pidfd }, connection: Connection(ours) })
     }
 
-    /// Its process id.
+    /// Its process id; 0 where it cannot be told.
     pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Readable when the process has ended.
-    pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+        match &self.kind {
+            Kind::Private { child, .. } => child.id(),
+            // As the kernel noted it when the connection was made: the last that called listen(2).
+            Kind::Shared => {
+                scm::peer_credentials(&self.connection).map_or(0, |peer| u32::try_from(peer.pid).unwrap_or(0))
+            }
+        }
     }
 
     /// Its attach connection.
@@ -119,29 +179,45 @@ impl GatewayProcess {
         &self.connection
     }
 
-    /// How it ended, if it has; also lets go of the ended process.
-    pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
-        self.child.try_wait()
+    /// Has it ended? For a shared one: has it closed the connection?
+    pub fn has_ended(&self) -> bool {
+        let (fd, flags) = match &self.kind {
+            Kind::Private { pidfd, .. } => (pidfd.as_fd(), PollFlags::POLLIN),
+            // Only the end: what it said before that may be unread.
+            Kind::Shared => (self.connection.as_fd(), PollFlags::empty()),
+        };
+        matches!(poll(&mut [PollFd::new(fd, flags)], PollTimeout::ZERO), Ok(1..))
     }
 
-    /// Close the connection, wait up to `patience` for the gateway to end by itself, then kill it.
-    pub fn stop(self, patience: Duration) -> io::Result<ExitStatus> {
-        let GatewayProcess { mut child, pidfd, connection } = self;
+    /// End a private gateway; its end is heard on the connection. A shared one is others' as well and goes on.
+    pub fn kill(&self) {
+        if let Kind::Private { pidfd, .. } = &self.kind
+            && let Err(error) = proc::pidfd_send_signal(pidfd.as_fd(), Some(Signal::SIGKILL))
+        {
+            tracing::debug!("the gateway cannot be killed: {error}");
+        }
+    }
+
+    /// Close the connection. A private gateway has up to `patience` to end by itself, then it is killed; a shared one is
+    /// not waited for.
+    pub fn stop(self, patience: Duration) -> io::Result<Ended> {
+        let GatewayProcess { kind, connection } = self;
         drop(connection);
+        let Kind::Private { mut child, pidfd } = kind else { return Ok(Ended::Connection) };
         let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
         let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
         if !matches!(poll(&mut fds, timeout), Ok(1..)) {
             child.kill()?;
         }
-        child.wait()
+        child.wait().map(Ended::Process)
     }
 }
 
 /// How a gateway ended, for the person: `exit status 1`, `killed by SIGKILL`.
-pub fn describe(status: ExitStatus) -> String {
+fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit status {code}"),
-        (None, Some(signal)) => match nix::sys::signal::Signal::try_from(signal) {
+        (None, Some(signal)) => match Signal::try_from(signal) {
             Ok(signal) => format!("killed by {}", signal.as_str()),
             Err(_) => format!("killed by signal {signal}"),
         },
@@ -180,23 +256,26 @@ mod tests {
             Some(FromGateway::Attached) => {}
             other => panic!("{other:?}"),
         }
-        assert_eq!(gateway.stop(Duration::from_secs(5)).unwrap().code(), Some(0));
+        assert_eq!(gateway.stop(Duration::from_secs(5)).unwrap().status().unwrap().code(), Some(0));
     }
 
     #[test]
-    fn its_end_is_seen_on_the_pidfd_and_on_the_connection() {
-        let mut gateway = shell("kill -KILL $$");
+    fn its_end_is_seen_on_the_process_and_on_the_connection() {
+        let gateway = shell("kill -KILL $$");
         assert!(gateway.connection().recv().unwrap().is_none());
-        let mut fds = [PollFd::new(gateway.pidfd(), PollFlags::POLLIN)];
+        let Kind::Private { pidfd, .. } = &gateway.kind else { panic!() };
+        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
         assert_eq!(poll(&mut fds, PollTimeout::from(5000u16)), Ok(1));
-        let status = gateway.try_wait().unwrap().unwrap();
-        assert_eq!(describe(status), "killed by SIGKILL");
+        assert!(gateway.has_ended());
+        assert_eq!(gateway.stop(Duration::ZERO).unwrap().to_string(), "killed by SIGKILL");
     }
 
     #[test]
     fn one_that_does_not_end_by_itself_is_killed() {
         let gateway = shell("exec sleep 60");
-        assert_eq!(gateway.stop(Duration::from_millis(50)).unwrap().signal(), Some(libc::SIGKILL));
+        assert!(!gateway.has_ended());
+        let ended = gateway.stop(Duration::from_millis(50)).unwrap();
+        assert_eq!(ended.status().unwrap().signal(), Some(libc::SIGKILL));
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod gateway;
 pub mod http;
 pub mod messages;
 pub mod networks;
+pub mod rendezvous;
 pub mod requests;
 pub mod state;
 pub mod wire;

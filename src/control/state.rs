@@ -304,7 +304,7 @@ impl StateDir {
     }
 
     /// The first root that can be used, with this namespace's directory made in it.
-    fn usable_base(&self) -> Result<PathBuf> {
+    pub(super) fn usable_base(&self) -> Result<PathBuf> {
         let mut result = Err(StateError::NotFound(String::new()));
         for root in &self.roots {
             result = self.make_base(root);
@@ -335,7 +335,7 @@ impl StateDir {
     }
 
     /// This namespace's directories that are there and may be believed.
-    fn existing_bases(&self) -> impl Iterator<Item = PathBuf> {
+    pub(super) fn existing_bases(&self) -> impl Iterator<Item = PathBuf> {
         self.existing_roots().map(|root| root.join(self.netns.to_string())).filter(|base| base.is_dir())
     }
 }
@@ -427,7 +427,7 @@ fn now() -> u64 {
 }
 
 /// A path to a file in an open directory that is short enough for a socket address.
-fn short_path(dir: &File, name: &str) -> PathBuf {
+pub(super) fn short_path(dir: &File, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()))
 }
 

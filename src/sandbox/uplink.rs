@@ -24,19 +24,18 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::Signal;
 use socket2::SockRef;
 
 use super::SandboxError;
 use super::message::ToAgent;
 use super::ports::{Inner, PortKeeper, reach_batches};
-use crate::control::client::{self, GatewayProcess, SpawnError};
+use crate::control::client::{GatewayProcess, SpawnError};
 use crate::control::messages::{FromGateway, ToGateway};
 use crate::control::state::{Registration, SandboxState};
 use crate::control::wire;
 use crate::host::watch::HostWatch;
 use crate::plan::{Endpoint, LinkKind, Logging, Network, Ports, Protocol, Reached};
-use crate::sys::{proc, scm};
+use crate::sys::scm;
 
 /// How long the processes of a sandbox may take to end after their sockets are closed, before they are killed.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
@@ -263,8 +262,8 @@ impl<'a> Uplink<'a> {
         let outcome = self.ports.advance(|message, fds| gateway.connection().send(message, fds))?;
         if let Some(why) = outcome.broken {
             tracing::error!("the gateway cannot be told of ports and is killed: {why}");
-            // Its end is heard next, and another takes its place. That it has ended already is no failure.
-            let _ = proc::pidfd_send_signal(gateway.pidfd(), Some(Signal::SIGKILL));
+            // Its end is heard next, and another takes its place.
+            gateway.kill();
         }
         if outcome.changed {
             self.write_down(record);
@@ -319,7 +318,7 @@ impl<'a> Uplink<'a> {
         let Some(gateway) = self.gateway.take() else { return Ok(Heard::Nothing) };
         self.attached = false;
         let how = match gateway.stop(PATIENCE) {
-            Ok(status) => client::describe(status),
+            Ok(ended) => ended.to_string(),
             Err(error) => error.to_string(),
         };
         if !self.has_worked {
@@ -364,7 +363,7 @@ fn take_back(gateway: &GatewayProcess, message: &ToGateway, deadline: Instant) -
     let ToGateway::Unpublish { request: ours, .. } = message else { return true };
     let connection = gateway.connection();
     if connection.send(message, &[]).is_err() {
-        return gateway_has_ended(gateway);
+        return gateway.has_ended();
     }
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -377,14 +376,9 @@ fn take_back(gateway: &GatewayProcess, message: &ToGateway, deadline: Instant) -
         match connection.recv() {
             Ok(Some(FromGateway::Done { request, .. })) if request == *ours => return true,
             Ok(Some(_)) => {}
-            Ok(None) | Err(_) => return gateway_has_ended(gateway),
+            Ok(None) | Err(_) => return gateway.has_ended(),
         }
     }
-}
-
-fn gateway_has_ended(gateway: &GatewayProcess) -> bool {
-    let mut fds = [PollFd::new(gateway.pidfd(), PollFlags::POLLIN)];
-    matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1..))
 }
 
 /// When gateways were replaced.
