@@ -167,7 +167,7 @@ impl GatewayProcess {
     pub fn pid(&self) -> u32 {
         match &self.kind {
             Kind::Private { child, .. } => child.id(),
-            // As the kernel noted it when the connection was made: the last that called listen(2).
+            // As the kernel noted it when the connection was made: who listens.
             Kind::Shared => {
                 scm::peer_credentials(&self.connection).map_or(0, |peer| u32::try_from(peer.pid).unwrap_or(0))
             }

@@ -7,8 +7,8 @@
 //!
 //! - A *private* gateway serves one sandbox on a network of its own. Its descriptor is its end of the attach connection.
 //!   It ends when that closes, or its link fails.
-//! - A *shared* one serves all shared networks of a user in a host network namespace. Its descriptor is a listening
-//!   socket, bound where supervisors look for it ([`rendezvous`](super::rendezvous)). It is nobody's child: it forks
+//! - A *shared* one serves all shared networks of a user in a host network namespace. Its descriptor is a socket
+//!   to listen at, bound where supervisors look for it ([`rendezvous`](super::rendezvous)). It is nobody's child: it forks
 //!   once more, and the first process ends when the second can be connected to. It ends [`LINGER`] after its last
 //!   connection; whoever connects then and is not heard finds no gateway at his next look and starts another.
 //!
@@ -34,8 +34,8 @@ use crate::confine;
 use crate::datapath::Worker;
 use crate::datapath::commands::WorkerGone;
 use crate::sys::{proc, spawn};
-use check::{check_attach, check_link, check_listener};
-use hub::{BACKLOG, Hub, Setup, refuse};
+use check::{check_attach, check_link};
+use hub::{Hub, Setup, refuse};
 
 mod check;
 mod hub;
@@ -46,6 +46,8 @@ mod ports;
 pub const GRACE: Duration = Duration::from_millis(100);
 /// How long a shared gateway waits for another connection after its last.
 pub const LINGER: Duration = Duration::from_secs(2);
+/// Supervisors that may wait to be accepted.
+pub const BACKLOG: i32 = 1024;
 /// How long a connection to a shared gateway may take to say what it is for.
 const FIRST_WORD: Duration = Duration::from_secs(5);
 
@@ -74,7 +76,7 @@ pub enum GatewayError {
 pub enum Entrance {
     /// `--fd`: an attach connection.
     Connection(i32),
-    /// `--listen`: a socket that listens for them.
+    /// `--listen`: a bound socket, at which to listen for them.
     Listener(i32),
 }
 
@@ -83,7 +85,7 @@ pub enum Entrance {
 pub fn main(entrance: Entrance) -> Result<(), GatewayError> {
     match entrance {
         Entrance::Connection(number) => private(inherited(number, check_attach)?),
-        Entrance::Listener(number) => shared(inherited(number, check_listener)?),
+        Entrance::Listener(number) => shared(inherited(number, check_attach)?),
     }
 }
 
@@ -113,7 +115,6 @@ fn shared(listener: OwnedFd) -> Result<(), GatewayError> {
     }
     drop(ready);
     confine::gateway()?;
-    // Whoever connects sees that it is this process (SO_PEERCRED is as of the last listen(2)).
     SockRef::from(&listener).listen(BACKLOG).map_err(failed("listen"))?;
     // When nobody reads it, whoever started this has given up and starts another.
     say_ready.write_all(&[1]).map_err(failed("say that it is ready"))?;

@@ -13,8 +13,8 @@
 //! ```
 //!
 //! [`StateDir::reach_gateway`] connects to the first that answers. Where none does it takes the locks, looks again,
-//! because somebody else may have been quicker, binds the socket, starts a gateway with it, and waits until that has
-//! taken over. So twenty who come at once get one gateway, and a socket that nobody listens at is replaced.
+//! because somebody else may have been quicker, binds the socket, starts a gateway with it, and waits until that listens.
+//! So twenty who come at once get one gateway, and a socket that nobody listens at is replaced.
 //!
 //! A gateway must not end with the shell, the session or the unit that happened to start it. It is started in a
 //! session of its own and forks once more, so that it is nobody's child; and where the user's systemd runs it is put
@@ -37,6 +37,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::client::SpawnError;
+use super::gateway::BACKLOG;
 use super::state::{StateDir, short_path};
 use crate::observe::logging;
 use crate::plan::Logging;
@@ -46,8 +47,6 @@ const SOCKET: &str = "gateway.sock";
 const LOCK: &str = "gateway.lock";
 const LOG: &str = "gateway.log";
 
-/// Supervisors that may wait until a gateway accepts them.
-const BACKLOG: i32 = 1024;
 /// How long a connection may wait for room among those.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 /// How long systemd-run may take.
@@ -82,7 +81,7 @@ impl Starter {
         }
     }
 
-    /// Start a gateway that listens at `listener`; returns when it can be connected to.
+    /// Start a gateway that is to listen at `listener`, which is bound; returns when it can be connected to.
     fn start(&self, listener: &OwnedFd, log: &File) -> Result<(), SpawnError> {
         if let Some((systemd_run, environment)) = &self.systemd_run
             && let Some(program) = self.path_for_others()
@@ -182,7 +181,7 @@ impl StateDir {
         if let Some(connection) = self.find_gateway() {
             return Ok(connection);
         }
-        let listener = bind(&base)?;
+        let listener = OwnedFd::from(bind(&base)?);
         let log = open_log(&base.join(LOG))?;
         starter.start(&listener, &log)?;
         drop(listener);
@@ -197,7 +196,10 @@ impl StateDir {
         if connect(&base).is_ok() {
             return Ok(None);
         }
-        bind(&base).map(Some)
+        let socket = bind(&base)?;
+        // At once: until the gateway has it, whoever comes is to wait, and not to start another.
+        socket.listen(BACKLOG).map_err(|error| SpawnError::File("listen at", base.join(SOCKET), error))?;
+        Ok(Some(socket.into()))
     }
 
     /// A connection to a gateway that is there.
@@ -246,8 +248,8 @@ fn connect(base: &Path) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
-/// Bind the socket and listen, in the place of one that nobody listens at. The caller holds the lock.
-fn bind(base: &Path) -> Result<OwnedFd, SpawnError> {
+/// Bind the socket, in the place of one that nobody listens at. The caller holds the lock.
+fn bind(base: &Path) -> Result<Socket, SpawnError> {
     let path = base.join(SOCKET);
     let failed = |what| {
         let path = path.clone();
@@ -259,11 +261,9 @@ fn bind(base: &Path) -> Result<OwnedFd, SpawnError> {
     }
     let directory = File::open(base).map_err(|error| SpawnError::File("open", base.to_owned(), error))?;
     let socket = seqpacket().map_err(SpawnError::Socket)?;
-    let bound = address(&directory).and_then(|address| socket.bind(&address)).and_then(|()| {
-        // Nobody else gets past the directory's mode 0700, so there is no moment in which it is open to others.
-        fs::set_permissions(&path, Permissions::from_mode(0o600))?;
-        socket.listen(BACKLOG)
-    });
+    let bound = address(&directory).and_then(|address| socket.bind(&address));
+    // Nobody else gets past the directory's mode 0700, so there is no moment in which it is open to others.
+    let bound = bound.and_then(|()| fs::set_permissions(&path, Permissions::from_mode(0o600)));
     bound.map_err(failed("bind"))?;
-    Ok(socket.into())
+    Ok(socket)
 }

@@ -413,3 +413,90 @@ async fn one_stream_more_than_the_bound_is_closed() {
     .await
     .unwrap();
 }
+
+/// The answer code and the addresses that a forwarder has for a name.
+async fn found(forwarder: &Forwarder, name: &str) -> (ResponseCode, Vec<String>) {
+    let answer = Message::from_vec(&ask(forwarder, query(7, name, None)).await).unwrap();
+    (answer.metadata.response_code, answer.answers.iter().map(|record| record.data.to_string()).collect())
+}
+
+fn shared(name: &str, third: u8, internal: bool) -> Network {
+    let layout = crate::plan::Ipv4Layout::slirp(format!("10.1.{third}.0/24").parse().unwrap()).unwrap();
+    let sharing = Some(crate::plan::Sharing { internal, icc: true });
+    Network { name: name.into(), sharing, v4: Some(layout), ..crate::fuzzing::network() }
+}
+
+fn endpoint(id: &str, name: &str, ip: [u8; 4]) -> Endpoint {
+    Endpoint { id: id.into(), name: name.into(), v4: Some(ip.into()), ..Endpoint::default() }
+}
+
+#[tokio::test]
+async fn a_sandbox_on_internal_networks_only_is_told_that_there_is_nothing_else() {
+    let upstream = resolver(|query| Some(answer(query, 1, ResponseCode::NoError))).await;
+    let host = HostView { resolvers: vec![upstream], ..HostView::default() };
+    let names = Names::default();
+    let (inner, outer) = (shared("inner", 1, true), shared("outer", 2, false));
+    let db = endpoint("aaaaaaaaaaaa", "db", [10, 1, 1, 5]);
+    let (app_inner, app_outer) =
+        (endpoint("bbbbbbbbbbbb", "app", [10, 1, 1, 6]), endpoint("bbbbbbbbbbbb", "app", [10, 1, 2, 6]));
+    names.attach(1, &inner, &db);
+    names.attach(2, &inner, &app_inner);
+    let of_db = names.forwarder_with_timing(&inner, &db, &host, TIMING);
+    let of_app = names.forwarder_with_timing(&inner, &app_inner, &host, TIMING);
+    assert_eq!(found(&of_db, "app.").await, (ResponseCode::NoError, vec!["10.1.1.6".into()]));
+    assert_eq!(found(&of_db, "example.org.").await, (ResponseCode::NXDomain, vec![]));
+    assert_eq!(found(&of_app, "example.org.").await, (ResponseCode::NXDomain, vec![]));
+    // On another network as well it may be asked for from either.
+    names.attach(3, &outer, &app_outer);
+    assert_eq!(found(&of_app, "example.org.").await, (ResponseCode::NoError, vec!["192.0.2.0".into()]));
+    assert_eq!(found(&of_db, "app.").await.1, ["10.1.1.6"]);
+    assert_eq!(found(&of_db, "host.docker.internal.").await.1, ["10.1.1.2"]);
+    names.detach(3);
+    assert_eq!(found(&of_app, "example.org.").await.0, ResponseCode::NXDomain);
+}
+
+#[tokio::test]
+async fn names_of_its_own_are_for_one_sandbox_alone_and_come_first() {
+    let names = Names::default();
+    let net = shared("front", 1, false);
+    let own = vec![
+        ("web".to_owned(), IpAddr::from([192, 0, 2, 7])),
+        ("host.docker.internal".to_owned(), IpAddr::from([192, 0, 2, 8])),
+    ];
+    let app = Endpoint { names: own, ..endpoint("aaaaaaaaaaaa", "app", [10, 1, 1, 5]) };
+    let web = endpoint("bbbbbbbbbbbb", "web", [10, 1, 1, 6]);
+    names.attach(1, &net, &app);
+    names.attach(2, &net, &web);
+    let host = HostView::default();
+    let (of_app, of_web) = (names.forwarder(&net, &app, &host), names.forwarder(&net, &web, &host));
+    assert_eq!(found(&of_app, "WEB.").await.1, ["192.0.2.7"]);
+    assert_eq!(found(&of_app, "host.docker.internal.").await.1, ["192.0.2.8"]);
+    assert_eq!(found(&of_app, "host.tapline.internal.").await.1, ["10.1.1.2"]);
+    assert_eq!(found(&of_web, "web.").await.1, ["10.1.1.6"]);
+    assert_eq!(found(&of_web, "host.docker.internal.").await.1, ["10.1.1.2"]);
+
+    let backwards = async |forwarder: &Forwarder, name: &str| {
+        let mut message = Message::new(9, MessageType::Query, OpCode::Query);
+        message.add_query(Question::query(Name::from_ascii(name).unwrap(), RecordType::PTR));
+        let answer = Message::from_vec(&ask(forwarder, message.to_vec().unwrap()).await).unwrap();
+        let found: Vec<String> = answer.answers.iter().map(|record| record.data.to_string()).collect();
+        (answer.metadata.response_code, found)
+    };
+    assert_eq!(backwards(&of_app, "6.1.1.10.in-addr.arpa.").await, (ResponseCode::NoError, vec!["web.".into()]));
+    assert_eq!(backwards(&of_app, "9.1.1.10.in-addr.arpa.").await, (ResponseCode::NXDomain, vec![]));
+}
+
+#[tokio::test]
+async fn resolvers_of_its_own_do_not_change_with_the_hosts() {
+    let names = Names::default();
+    let net = shared("front", 1, false);
+    let own = Endpoint { dns_servers: vec![[192, 0, 2, 1].into()], ..endpoint("aaaaaaaaaaaa", "app", [10, 1, 1, 5]) };
+    let forwarder = names.forwarder(&net, &own, &HostView::default());
+    assert_eq!(forwarder.0.upstreams.addresses(), ["192.0.2.1:53".parse().unwrap()]);
+    let host = HostView { resolvers: vec!["127.0.0.1:9".parse().unwrap()], ..HostView::default() };
+    forwarder.handle_host_changed(&host);
+    assert_eq!(forwarder.0.upstreams.addresses(), ["192.0.2.1:53".parse().unwrap()]);
+    let others = names.forwarder(&net, &endpoint("bbbbbbbbbbbb", "web", [10, 1, 1, 6]), &HostView::default());
+    others.handle_host_changed(&host);
+    assert_eq!(others.0.upstreams.addresses(), host.resolvers);
+}

@@ -114,6 +114,12 @@ impl Upstreams {
         *self.lock() = new;
     }
 
+    /// Who is asked.
+    #[cfg(test)]
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
+        self.lock().iter().map(|server| server.address).collect()
+    }
+
     /// Ask until there is an answer, which has the asker's id and otherwise the server's bytes. Takes no longer
     /// than the total.
     pub async fn ask(&self, query: &Query, transport: Transport) -> Vec<u8> {

@@ -616,6 +616,115 @@ async fn what_the_sandbox_no_longer_listens_at_is_taken_back_on_nobodys_request(
     }
 }
 
+/// The same sandbox on a network of this name.
+fn on(network: &str) -> SandboxInfo {
+    let mut info = sandbox(ID, "web");
+    info.network.name = network.into();
+    SandboxInfo::new(info.endpoint, info.network, info.host)
+}
+
+fn worker() -> (CommandSender, CommandReceiver, mio::Poll) {
+    let poll = mio::Poll::new().unwrap();
+    let (sender, commands) = CommandSender::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap());
+    (sender, commands, poll)
+}
+
+#[tokio::test]
+async fn a_sandbox_on_two_networks_is_one_and_leaves_with_the_last() {
+    let mut bench = Bench::new("two", Limits::default());
+    let mut events = Events::open(&bench).await;
+    events.next().await;
+    let (also, mut second) = mpsc::channel(8);
+    bench.state.handle_attached(2, on("back"), also);
+    let (_, shown) = bench.ask("GET /v1/sandboxes").await;
+    assert_eq!(shown["sandboxes"].as_array().unwrap().len(), 1);
+    let networks = |info: &Value| -> Vec<String> {
+        let all = info["endpoints"].as_array().unwrap().iter();
+        all.map(|endpoint| endpoint["network"]["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(networks(&shown["sandboxes"][0]), ["private", "back"]);
+    let (one, two) = (port("127.0.0.1:8080", "8080:80"), port("127.0.0.1:8081", "8081:80"));
+    bench.state.handle_published(ID, WAY, vec![one.clone()]);
+    bench.state.handle_published(ID, 2, vec![two.clone()]);
+    assert_eq!(bench.ask("GET /v1/sandboxes/web/ports").await.1, json!({"ports": [one, two]}));
+    // Not its to take back.
+    bench.state.handle_unpublished(ID, 2, &[one.key()]);
+
+    assert!(!bench.state.handle_detached(ID, WAY));
+    assert_eq!(bench.ask("GET /v1/sandboxes/web/ports").await.1, json!({"ports": [two]}));
+    let (_, left) = bench.ask("GET /v1/sandboxes/web").await;
+    assert_eq!((networks(&left), &left["network"]["name"]), (vec!["back".into()], &"back".into()));
+    // Its supervisor is asked by the way that is left.
+    let answer = tokio::spawn(response(
+        bench.connect(),
+        with_body("POST /v1/sandboxes/web/ports", "application/json", r#"{"spec":"80"}"#).leak(),
+    ));
+    match timeout(PATIENCE, second.recv()).await.unwrap().unwrap() {
+        FromGateway::WantPublish { request, .. } => bench.state.handle_answer(ID, request, None),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(answer.await.unwrap().0, 201);
+    assert!(bench.said.try_recv().is_err());
+    assert!(bench.state.handle_detached(ID, 2));
+    let mut kinds = Vec::new();
+    while kinds.last().is_none_or(|kind| kind != "sandbox_ended") {
+        kinds.push(events.next().await["event"].as_str().unwrap().to_owned());
+    }
+    let expected =
+        ["network_connected", "port_published", "port_published", "port_unpublished", "network_disconnected"];
+    assert_eq!(kinds, [&expected[..], &["sandbox_ended"]].concat());
+}
+
+#[tokio::test]
+async fn counters_are_of_each_network_and_of_all() {
+    let bench = Bench::new("sum", Limits::default());
+    let (sender, back, _poll) = worker();
+    bench.state.handle_network_started("back", sender);
+    let get = "GET /v1/counters HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let answer = tokio::spawn(response(bench.connect(), get));
+    let Command::Snapshot { reply } = bench.command().await else { panic!() };
+    let dropped = |count| [("spoofed".to_owned(), count)].into();
+    reply.send(Snapshot { frames_in: 7, dropped: dropped(2), ..Snapshot::default() }).unwrap();
+    let Ok(Command::Snapshot { reply }) = back.try_recv() else { panic!("all are asked at once") };
+    reply.send(Snapshot { frames_in: 5, dropped: dropped(1), ..Snapshot::default() }).unwrap();
+    let (status, counters) = answer.await.unwrap();
+    assert_eq!((status, &counters["frames_in"], &counters["dropped"]["spoofed"]), (200, &12.into(), &3.into()));
+    assert_eq!(counters["networks"]["back"]["frames_in"], 5);
+    assert_eq!(code(&bench.ask("GET /v1/counters?network=nowhere").await), (404, "no_such_network"));
+
+    // Flows: one network after the other.
+    let mut next = json!(0);
+    for (at, of_back) in [(0, false), (3, false), (0, true), (4, true)] {
+        let request: &str =
+            format!("GET /v1/flows?cursor={next} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").leak();
+        let answer = tokio::spawn(response(bench.connect(), request));
+        let command = if of_back {
+            timeout(PATIENCE, async {
+                loop {
+                    match back.try_recv() {
+                        Ok(command) => return command,
+                        Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+                    }
+                }
+            })
+            .await
+            .unwrap()
+        } else {
+            bench.command().await
+        };
+        let Command::Flows { cursor, reply, .. } = command else { panic!() };
+        assert_eq!(cursor, at);
+        let more = if of_back { 4 } else { 3 };
+        reply.send(FlowPage { flows: Vec::new(), next: (cursor == 0).then_some(more) }).unwrap();
+        next = answer.await.unwrap().1["next"].clone();
+    }
+    assert_eq!(next, Value::Null);
+    // A network that has gone is passed over.
+    bench.state.handle_network_stopped("back");
+    let (status, page) = bench.ask(&format!("GET /v1/flows?cursor={}", 1_u64 << WORKER_CURSOR | 4)).await;
+    assert_eq!((status, page), (200, json!({"flows": [], "next": null})));
+}
+
 /// Every word that a program may meet is on the page: taken from the sources, so that none is forgotten.
 #[test]
 fn the_manual_page_has_every_path_code_event_and_metric() {

@@ -56,22 +56,13 @@ fn name_of(kind: LinkKind) -> &'static str {
     }
 }
 
-/// Is this our end of an attach connection?
+/// Is this our end of an attach connection, or a socket at which to listen for them?
 pub fn check_attach(fd: &OwnedFd) -> io::Result<()> {
     let socket = SockRef::from(fd);
     if socket.domain()? != Domain::UNIX || socket.r#type()? != Type::SEQPACKET {
         return Err(io::Error::other("not a Unix sequenced-packet socket"));
     }
     Ok(())
-}
-
-/// Is this where supervisors connect to?
-pub fn check_listener(fd: &OwnedFd) -> io::Result<()> {
-    check_attach(fd)?;
-    match SockRef::from(fd).is_listener()? {
-        true => Ok(()),
-        false => Err(io::Error::other("it does not listen")),
-    }
 }
 
 /// Is the descriptor what it is said to be? Makes it non-blocking. That a TAP has the right flags is found out by

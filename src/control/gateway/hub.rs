@@ -39,10 +39,10 @@ use tokio::time::{sleep, timeout};
 use super::super::api::{self, ApiState, SandboxInfo};
 use super::super::messages::{FromGateway, ToGateway};
 use super::super::wire::{self, WireError};
-use super::check::{Request, check_listener, set_nonblocking};
+use super::check::{Request, check_attach, set_nonblocking};
 use super::mouth::{self, Mouth};
 use super::ports::Ports;
-use super::{GRACE, GatewayError};
+use super::{BACKLOG, GRACE, GatewayError};
 use crate::datapath::commands::{Command, CommandSender, EVENT_CAPACITY, Event, WorkerGone};
 use crate::gateway::link::PortId;
 use crate::names::directory::{News, subnets};
@@ -168,9 +168,10 @@ impl Hub {
 
     /// Accept supervisors here too. Call it within a tokio runtime.
     pub fn listen(self: &Arc<Hub>, listener: OwnedFd) -> io::Result<()> {
-        check_listener(&listener)?;
+        check_attach(&listener)?;
         set_nonblocking(&listener)?;
-        // Whoever connects sees from now on that it is this process (SO_PEERCRED is as of the last listen(2)).
+        // It may listen already. Whoever connects sees from now on that it is this process (SO_PEERCRED is as of the last
+        // listen(2)).
         SockRef::from(&listener).listen(BACKLOG)?;
         let listener = Arc::new(Watched::new(listener)?);
         let accepting = tokio::spawn(accept(Arc::clone(self), Arc::clone(&listener))).abort_handle();
@@ -711,6 +712,3 @@ async fn next_message(attach: &Watched) -> Result<Option<(ToGateway, Vec<OwnedFd
 pub fn refuse(attach: impl AsFd, reason: &str) -> Result<(), GatewayError> {
     Ok(wire::send(attach, &FromGateway::Refused { reason: reason.to_owned() }, &[])?)
 }
-
-/// Supervisors that may wait to be accepted.
-pub const BACKLOG: i32 = 1024;

@@ -410,3 +410,41 @@ fn a_worker_that_ends_by_itself_ends_the_gateway() {
     assert!(matches!(gateway.ends(), Err(GatewayError::Worker(_))));
     assert!(web.said().is_none());
 }
+
+/// By hand: `cargo test --lib local_names -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn local_names_are_answered_many_times_a_second() {
+    const SANDBOXES: u32 = 250;
+    const QUESTIONS: u32 = 200_000;
+    let gateway = Shared::start("speed", LINGER);
+    let net = network("front", 1);
+    let mut worker = None;
+    let all: Vec<Supervisor> = (0..SANDBOXES)
+        .map(|at| {
+            let address = format!("10.1.1.{}", at + 4);
+            let supervisor = gateway.ask(&net, &endpoint(&format!("{at:012x}"), &format!("web{at}"), &address));
+            worker.get_or_insert_with(|| gateway.worker()).serve(at);
+            supervisor.is_attached();
+            supervisor
+        })
+        .collect();
+    let WorkerSide { events, commands, _poll } = worker.unwrap();
+    let query = question("web77");
+    let begun = std::time::Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for at in 0..QUESTIONS {
+                let asker = Asker { peer: Peer { port: PortId(at % SANDBOXES), ..asker().peer }, ..asker() };
+                events.blocking_send(Event::DnsQuery { asker, message: query.clone() }).unwrap();
+            }
+        });
+        for _ in 0..QUESTIONS {
+            assert!(matches!(commands.recv_timeout(PATIENCE).unwrap(), Command::DnsAnswer { .. }));
+        }
+    });
+    let rate = f64::from(QUESTIONS) / begun.elapsed().as_secs_f64();
+    eprintln!("{rate:.0} answers a second");
+    assert!(rate > 20_000.0);
+    drop((all, events, commands));
+}
