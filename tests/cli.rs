@@ -156,6 +156,31 @@ fn a_command_line_that_makes_no_sense_is_one_line_and_2() {
         (&["publish", "web", "80", "--proxy-protocol"], "needs a value"),
         (&["publish", "web", "8080:80", "8080:81"], "both want tcp port 8080"),
         (&["publish", "web"], "something is missing"),
+        (&["network"], "a command is missing: create, ls"),
+        (&["network", "creat"], "did you mean 'create'?"),
+        (&["network", "create"], "something is missing"),
+        (&["network", "create", "a_b"], "not a name"),
+        (&["network", "create", "host"], "`host` means something else for --net"),
+        (&["network", "create", "x", "--subnet", "10.9.0.1/24"], "did you mean 10.9.0.0/24?"),
+        (&["network", "create", "x", "--subnet", "10.9.0.0/31"], "too small"),
+        (&["network", "create", "x", "--subnet", "127.0.0.0/24"], "loopback"),
+        (&["network", "create", "x", "--subnet", "10.9.0.0/24", "--subnet", "10.8.0.0/24"], "twice for one family"),
+        (&["network", "create", "x", "--subnet", "10.9.0.0/24", "--no-ipv4"], "contradicts '--no-ipv4'"),
+        (&["network", "create", "x", "--subnet", "10.9.0.0/24", "--gateway", "10.8.0.1"], "is outside of the subnet"),
+        (&["network", "create", "x", "--subnet", "10.9.0.0/24", "--gateway", "10.9.0.255"], "broadcast address"),
+        (&["network", "create", "x", "--subnet", "10.9.0.0/24", "--ip-range", "10.8.0.0/25"], "not within the subnet"),
+        (&["network", "create", "x", "--gateway", "10.9.0.1"], "give --subnet too"),
+        (&["network", "create", "x", "--ip-range", "fd00:9::/80"], "give --subnet too"),
+        (&["network", "create", "x", "--no-ipv4", "--ipv6=false"], "needs an IPv4 subnet or an IPv6 subnet"),
+        (&["network", "create", "x", "--mtu", "1000"], "1280 bytes at least"),
+        (&["network", "create", "x", "--ipv6", "--no-ipv6"], "contradicts"),
+        (&["network", "create", "x", "--label", "=y"], "the key is empty"),
+        (&["network", "create", "x", "--driver", "macvlan"], "without privileges"),
+        (&["network", "connect", "x"], "something is missing"),
+        (&["network", "connect", "--ip", "::1", "x", "web"], "--ip6 is for those"),
+        (&["network", "connect", "--mac", "03:42:0a:00:02:64", "x", "web"], "multicast bit"),
+        (&["network", "rm"], "something is missing"),
+        (&["inspect", "--get", "name", "--format", "table", "web"], "contradicts"),
         (&["unpublish", "web"], "something is missing"),
     ];
     for (words, expected) in cases {
@@ -464,4 +489,86 @@ fn help_and_completions_are_printed() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(home.stdout(&["completions", shell]).contains("host-loopback"), "{shell}");
     }
+}
+
+#[test]
+fn a_network_is_made_shown_and_removed() {
+    let home = Home::new();
+    let id = home.stdout(&["network", "create", "--subnet", "10.9.0.0/24", "--internal", "--label", "a.b=c", "db"]);
+    let options = ["--subnet", "fd00:9::/64", "--no-ipv4", "--icc=false", "--mtu", "1500", "six"];
+    home.stdout(&[&["network", "create"], &options[..]].concat());
+    assert_eq!(home.stdout(&["network", "inspect", "--get", "id", "db"]), id);
+    assert_eq!(home.stdout(&["network", "inspect", "--get", "ipv4.gateway", id.trim()]), "10.9.0.1\n");
+    assert_eq!(home.stdout(&["network", "inspect", "--get", "labels.a.b", "db"]), "c\n");
+    assert_eq!(home.stdout(&["network", "inspect", "--get", "mtu", "six", "db"]), "1500\n65520\n");
+    let both: serde_json::Value = serde_json::from_str(&home.stdout(&["network", "inspect", "db", "six"])).unwrap();
+    assert_eq!((&both[0]["internal"], &both[1]["icc"]), (&true.into(), &false.into()));
+    assert_eq!((&both[0]["driver"], &both[1]["ipv4"]), (&"bridge".into(), &serde_json::Value::Null));
+    let rows = home.stdout(&["network", "ls"]);
+    assert_eq!(rows.lines().count(), 3);
+    assert!(rows.contains("10.9.0.0/24,fd") && rows.contains("internal") && rows.contains("no icc"), "{rows}");
+    let cases: &[(&[&str], &str)] = &[
+        (&["network", "create", "db"], "there is a network `db` already"),
+        (&["network", "create", "--subnet", "10.0.0.0/8", "x"], "overlaps 10.9.0.0/24 of the network `db`"),
+        (&["network", "inspect", "nobody"], "there is no network `nobody`"),
+        (&["network", "inspect", "--get", "ipv4.mask", "db"], "there are gateway, ip_range, subnet"),
+        (&["network", "rm", "nobody"], "there is no network `nobody`"),
+        (&["network", "rm", "bridge"], "cannot be removed"),
+        (&["network", "connect", "db", "nobody"], "no sandbox has the name or id `nobody`"),
+        (&["network", "disconnect", "db", "nobody"], "no sandbox has the name or id `nobody`"),
+    ];
+    for (words, expected) in cases {
+        let line = home.refusal(125, words);
+        assert!(line.contains(expected), "{words:?}: {line}");
+    }
+    home.stdout(&["network", "rm", "--force", "nobody"]);
+    // One that cannot be removed does not keep the others.
+    let output = home.tapline(&["network", "rm", "nobody", "six"]);
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(125), &b"six\n"[..]));
+    assert_eq!(home.stdout(&["network", "prune"]), "db\n");
+    assert_eq!(home.stdout(&["network", "ls", "-q"]), "");
+}
+
+#[test]
+fn a_broken_network_is_named_with_its_line_and_the_others_are_listed() {
+    let home = Home::new();
+    home.stdout(&["network", "create", "good"]);
+    let file = home.0.join("tapline/networks/bad.toml");
+    fs::write(&file, "icc = true\n[ipv4]\nsubnet = \"10.9.0.0/24\"\ngateway = \"10.8.0.1\"\n").unwrap();
+    let output = home.tapline(&["network", "ls", "--format", "json"]);
+    assert!(output.status.success());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("bad.toml:4: the gateway 10.8.0.1 is outside of the subnet 10.9.0.0/24"), "{stderr}");
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()["name"], "good");
+}
+
+#[test]
+fn many_who_make_and_remove_networks_at_once_lose_nothing() {
+    let home = Home::new();
+    std::thread::scope(|scope| {
+        for n in 0..24 {
+            let home = &home;
+            scope.spawn(move || {
+                let (kept, gone) = (format!("kept-{n}"), format!("gone-{n}"));
+                home.stdout(&["network", "create", &kept]);
+                home.stdout(&["network", "create", &gone]);
+                home.stdout(&["network", "rm", &gone]);
+                // Of all who want the same name one gets it.
+                home.tapline(&["network", "create", "same"]).status.success()
+            });
+        }
+    });
+    let listed = home.tapline(&["network", "ls", "--format", "json"]);
+    assert!(listed.status.success() && listed.stderr.is_empty(), "{}", String::from_utf8_lossy(&listed.stderr));
+    let networks: Vec<serde_json::Value> =
+        String::from_utf8(listed.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(networks.len(), 25);
+    for family in ["ipv4", "ipv6"] {
+        let mut subnets: Vec<&str> = networks.iter().map(|one| one[family]["subnet"].as_str().unwrap()).collect();
+        subnets.sort_unstable();
+        subnets.dedup();
+        assert_eq!(subnets.len(), 25, "two have one subnet: {subnets:?}");
+    }
+    // Nothing half written is left.
+    assert_eq!(fs::read_dir(home.0.join("tapline/networks")).unwrap().count(), 25);
 }

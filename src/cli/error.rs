@@ -99,8 +99,9 @@ fn subcommand_of(error: &clap::Error) -> Option<String> {
         ContextValue::StyledStr(usage) => usage.to_string(),
         _ => return None,
     };
-    let verb = usage.split_whitespace().skip_while(|word| *word != "tapline").nth(1)?;
-    verb.bytes().all(|b| b.is_ascii_lowercase()).then(|| verb.to_owned())
+    let words = usage.split_whitespace().skip_while(|word| *word != "tapline").skip(1);
+    let verbs: Vec<&str> = words.take_while(|word| word.bytes().all(|b| b.is_ascii_lowercase())).collect();
+    (!verbs.is_empty()).then(|| verbs.join(" "))
 }
 
 /// What clap would say in a paragraph, in a line.

@@ -38,6 +38,9 @@ pub fn pages(mut description: Command) -> io::Result<Vec<(String, Vec<u8>)>> {
     let mut all = vec![page(&description, pages::of(""))?];
     for verb in description.get_subcommands().filter(|verb| !verb.is_hide_set()) {
         all.push(page(verb, pages::of(verb.get_name()))?);
+        for inner in verb.get_subcommands().filter(|inner| !inner.is_hide_set()) {
+            all.push(page(inner, pages::of(&format!("{} {}", verb.get_name(), inner.get_name())))?);
+        }
     }
     let (name, text) = API_PAGE;
     all.push((name.to_owned(), text.to_vec()));
@@ -89,7 +92,10 @@ fn page(command: &Command, extra: &Page) -> io::Result<(String, Vec<u8>)> {
     roff.control("SH", ["SEE ALSO"]);
     let others: Vec<String> = pages::PAGES
         .iter()
-        .map(|page| if page.verb.is_empty() { "tapline(1)".to_owned() } else { format!("tapline-{}(1)", page.verb) })
+        .map(|page| match page.verb {
+            "" => "tapline(1)".to_owned(),
+            verb => format!("tapline-{}(1)", verb.replace(' ', "-")),
+        })
         .filter(|other| *other != format!("{name}(1)"))
         .chain(["tapline-api(7)".to_owned()])
         .collect();

@@ -26,6 +26,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 mod attach;
 mod completions;
 mod config;
+mod document;
 mod dry_run;
 mod error;
 mod exec;
@@ -33,6 +34,7 @@ mod gateway;
 mod inspect;
 mod man;
 mod net_options;
+mod network;
 mod options;
 mod output;
 mod pages;
@@ -68,6 +70,7 @@ enum Verb {
     Exec(exec::ExecArgs),
     Ps(ps::PsArgs),
     Inspect(inspect::InspectArgs),
+    Network(network::NetworkVerbs),
     Port(port::PortArgs),
     Publish(publish::PublishArgs),
     Unpublish(unpublish::UnpublishArgs),
@@ -117,6 +120,7 @@ fn dispatch(words: Vec<OsString>) -> Result<i32, Failure> {
         Verb::Exec(args) => args.execute(),
         Verb::Ps(args) => args.execute(),
         Verb::Inspect(args) => args.execute(),
+        Verb::Network(args) => args.execute(),
         Verb::Port(args) => args.execute(),
         Verb::Publish(args) => args.execute(),
         Verb::Unpublish(args) => args.execute(),

@@ -143,14 +143,16 @@ impl fmt::Display for NetArg {
     }
 }
 
-fn parse_ipv4(text: &str) -> Result<Ipv4Addr, WordError> {
+/// `--ip`.
+pub fn parse_ipv4(text: &str) -> Result<Ipv4Addr, WordError> {
     match words::parse_address(text)? {
         IpAddr::V4(ip) => Ok(ip),
         IpAddr::V6(_) => Err(WordError::Address("that is an IPv6 address, and --ip6 is for those")),
     }
 }
 
-fn parse_ipv6(text: &str) -> Result<Ipv6Addr, WordError> {
+/// `--ip6`.
+pub fn parse_ipv6(text: &str) -> Result<Ipv6Addr, WordError> {
     match words::parse_address(text)? {
         IpAddr::V6(ip) => Ok(ip),
         IpAddr::V4(_) => Err(WordError::Address("that is an IPv4 address, and --ip is for those")),
@@ -158,7 +160,7 @@ fn parse_ipv6(text: &str) -> Result<Ipv6Addr, WordError> {
 }
 
 /// A name on a network: one DNS label, lower case.
-fn parse_alias(text: &str) -> Result<String, WordError> {
+pub fn parse_alias(text: &str) -> Result<String, WordError> {
     words::parse_name(text).map(|name| name.to_ascii_lowercase())
 }
 

@@ -8,7 +8,7 @@ type Items = &'static [(&'static str, &'static str)];
 
 /// What there is to say of a subcommand.
 pub struct Page {
-    /// The subcommand; empty for `tapline` itself.
+    /// The subcommand, `network create` for one of another; empty for `tapline` itself.
     pub verb: &'static str,
     /// What for, and the command line.
     pub examples: Items,
@@ -28,6 +28,7 @@ tapline gives a command a network of its own, without any privilege on the host.
   tapline run                    the same with a shell
   tapline attach PID             give the namespace of a process a network
   tapline ps                     what is running
+  tapline network ls             the networks that sandboxes share
 
 'tapline --help' shows all commands, 'tapline run --help' all options.
 ";
@@ -64,6 +65,12 @@ const STATE: (&str, &str) = (
     "What runs: a directory for each sandbox, gone with it. Without a usable XDG_RUNTIME_DIR it is /tmp/tapline-UID.",
 );
 
+const NETWORKS: (&str, &str) = (
+    "$XDG_DATA_HOME/tapline/networks/NAME.toml",
+    "A network, as `tapline network create` writes it. Keys: id, created, mtu, internal, icc, dns, dns-search; in [ipv4] and [ipv6] subnet, gateway, ip-range; in [labels] whatever there is. A subnet is enough for one written by hand. It may be edited while no sandbox is on the network.",
+);
+
+const XDG_DATA: (&str, &str) = ("XDG_DATA_HOME", "Where networks are kept; ~/.local/share where it is not set.");
 const XDG_CONFIG: (&str, &str) =
     ("XDG_CONFIG_HOME", "Where the configuration file lies; ~/.config where it is not set.");
 const XDG_RUNTIME: (&str, &str) = ("XDG_RUNTIME_DIR", "Where the state directory lies.");
@@ -139,10 +146,91 @@ pub const PAGES: &[Page] = &[
     },
     Page {
         verb: "inspect",
-        examples: &[("Addresses, process ids and counters:", "tapline inspect bash-3f9a0d21")],
+        examples: &[
+            ("Addresses, process ids and counters:", "tapline inspect bash-3f9a0d21"),
+            ("Its first address, for a script:", "tapline inspect --get endpoints.0.v4 web"),
+            ("For people:", "tapline inspect --format table web db"),
+        ],
         exit_status: OWN_STATUS,
         files: &[STATE],
         environment: &[XDG_RUNTIME],
+    },
+    Page {
+        verb: "network",
+        examples: &[
+            ("A network:", "tapline network create backend"),
+            ("A sandbox on it:", "tapline run --net backend --name db -- redis-server"),
+            ("Another, which finds that one by name:", "tapline run --net backend -- redis-cli -h db"),
+        ],
+        exit_status: OWN_STATUS,
+        files: &[NETWORKS, STATE],
+        environment: &[XDG_DATA, XDG_RUNTIME],
+    },
+    Page {
+        verb: "network create",
+        examples: &[
+            ("With subnets that are free:", "tapline network create backend"),
+            ("Without a way out:", "tapline network create --internal backend"),
+            (
+                "With a subnet of one's own, IPv4 only:",
+                "tapline network create --subnet 10.9.0.0/24 --gateway 10.9.0.254 --no-ipv6 backend",
+            ),
+            ("Whose sandboxes reach each other along links only:", "tapline network create --icc=false backend"),
+        ],
+        exit_status: OWN_STATUS,
+        files: &[NETWORKS],
+        environment: &[XDG_DATA],
+    },
+    Page {
+        verb: "network ls",
+        examples: &[
+            ("All networks:", "tapline network ls"),
+            ("For programs, a JSON object on each line:", "tapline network ls --format json"),
+        ],
+        exit_status: OWN_STATUS,
+        files: &[NETWORKS, STATE],
+        environment: &[XDG_DATA, XDG_RUNTIME],
+    },
+    Page {
+        verb: "network inspect",
+        examples: &[
+            ("Subnets, rules, and who is on it:", "tapline network inspect bridge"),
+            ("Its IPv4 subnet, for a script:", "tapline network inspect --get ipv4.subnet bridge"),
+        ],
+        exit_status: OWN_STATUS,
+        files: &[NETWORKS, STATE],
+        environment: &[XDG_DATA, XDG_RUNTIME],
+    },
+    Page {
+        verb: "network rm",
+        examples: &[("Two networks:", "tapline network rm backend frontend")],
+        exit_status: OWN_STATUS,
+        files: &[NETWORKS, STATE],
+        environment: &[XDG_DATA, XDG_RUNTIME],
+    },
+    Page {
+        verb: "network prune",
+        examples: &[("Whatever is not in use:", "tapline network prune")],
+        exit_status: OWN_STATUS,
+        files: &[NETWORKS, STATE],
+        environment: &[XDG_DATA, XDG_RUNTIME],
+    },
+    Page {
+        verb: "network connect",
+        examples: &[
+            ("A further network for a sandbox:", "tapline network connect backend web"),
+            ("With an address and another name:", "tapline network connect --ip 10.9.0.7 --alias api backend web"),
+        ],
+        exit_status: OWN_STATUS,
+        files: &[NETWORKS, STATE],
+        environment: &[XDG_DATA, XDG_RUNTIME],
+    },
+    Page {
+        verb: "network disconnect",
+        examples: &[("Without it again:", "tapline network disconnect backend web")],
+        exit_status: OWN_STATUS,
+        files: &[NETWORKS, STATE],
+        environment: &[XDG_DATA, XDG_RUNTIME],
     },
     Page {
         verb: "port",
@@ -197,11 +285,15 @@ pub fn of(verb: &str) -> &'static Page {
 
 /// Puts examples and exit statuses behind the long help texts.
 pub fn with_help(mut description: Command) -> Command {
-    let verbs: Vec<String> = description.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
-    for verb in verbs.iter().filter(|verb| PAGES.iter().any(|page| page.verb == *verb)) {
-        description = description.mut_subcommand(verb, |command| command.after_long_help(help(of(verb))));
+    for page in PAGES {
+        description = match page.verb.split_once(' ') {
+            _ if page.verb.is_empty() => description.after_long_help(help(page)),
+            None => description.mut_subcommand(page.verb, |verb| verb.after_long_help(help(page))),
+            Some((verb, inner)) => description
+                .mut_subcommand(verb, |verb| verb.mut_subcommand(inner, |inner| inner.after_long_help(help(page)))),
+        };
     }
-    description.after_long_help(help(of("")))
+    description
 }
 
 fn help(page: &Page) -> String {
@@ -224,8 +316,12 @@ mod tests {
     #[test]
     fn every_visible_subcommand_has_a_page_and_every_page_a_subcommand() {
         let description = crate::cli::command();
-        let visible = description.get_subcommands().filter(|verb| !verb.is_hide_set()).map(|verb| verb.get_name());
-        let mut visible: Vec<&str> = visible.chain([""]).collect();
+        let mut visible = vec![String::new()];
+        for verb in description.get_subcommands().filter(|verb| !verb.is_hide_set()) {
+            visible.push(verb.get_name().to_owned());
+            let inner = verb.get_subcommands().filter(|inner| !inner.is_hide_set());
+            visible.extend(inner.map(|inner| format!("{} {}", verb.get_name(), inner.get_name())));
+        }
         let mut pages: Vec<&str> = PAGES.iter().map(|page| page.verb).collect();
         visible.sort_unstable();
         pages.sort_unstable();

@@ -8,7 +8,7 @@ use comfy_table::{Table, presets};
 use super::error::Failure;
 use super::output;
 use crate::control::state::{SandboxState, StateDir};
-use crate::plan::{Mode, Protocol, Published};
+use crate::plan::{Mode, Protocol, Published, Shared};
 
 /// List the sandboxes that run
 #[derive(Args, Debug)]
@@ -18,8 +18,9 @@ pub struct PsArgs {
     format: Format,
 }
 
+/// How a list is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
+pub enum Format {
     /// Aligned columns
     Table,
     /// A JSON object on each line
@@ -57,7 +58,7 @@ fn json(sandboxes: &[SandboxState]) -> serde_json::Result<String> {
         let addresses: Vec<String> = addresses(sandbox);
         let line = serde_json::json!({
             "name": sandbox.name, "id": sandbox.id, "pid": sandbox.pid, "mode": sandbox.mode,
-            "addresses": addresses, "ports": sandbox.ports, "since": sandbox.since, "command": sandbox.command,
+            "networks": networks(sandbox), "addresses": addresses, "ports": sandbox.ports, "since": sandbox.since, "command": sandbox.command,
         });
         lines.push_str(&serde_json::to_string(&line)?);
         lines.push('\n');
@@ -65,15 +66,32 @@ fn json(sandboxes: &[SandboxState]) -> serde_json::Result<String> {
     Ok(lines)
 }
 
+/// On every network that it is on; where none is known, those of its state.
 fn addresses(sandbox: &SandboxState) -> Vec<String> {
-    let v4 = sandbox.v4.map(|ip| ip.to_string());
-    v4.into_iter().chain(sandbox.v6.map(|ip| ip.to_string())).collect()
+    let own = [(sandbox.v4, sandbox.v6)];
+    let seats: Vec<_> = sandbox.endpoints.iter().map(|seat| (seat.endpoint.v4, seat.endpoint.v6)).collect();
+    let all = if seats.is_empty() { &own[..] } else { &seats };
+    all.iter().flat_map(|(v4, v6)| [v4.map(|ip| ip.to_string()), v6.map(|ip| ip.to_string())]).flatten().collect()
+}
+
+/// The networks' names, in the order of the interfaces.
+fn networks(sandbox: &SandboxState) -> Vec<&str> {
+    sandbox.endpoints.iter().map(|seat| seat.network.name.as_str()).collect()
+}
+
+/// The networks' names, or the mode where there are none.
+fn network_column(sandbox: &SandboxState) -> String {
+    match (networks(sandbox), &sandbox.container) {
+        (none, Some(Shared::Sandbox(name))) if none.is_empty() => format!("container:{name}"),
+        (none, _) if none.is_empty() => mode_word(sandbox.mode).to_owned(),
+        (some, _) => some.join(","),
+    }
 }
 
 fn table(sandboxes: &[SandboxState], now: SystemTime) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
-    table.set_header(["NAME", "ID", "PID", "MODE", "ADDRESSES", "PORTS", "SINCE", "COMMAND"]);
+    table.set_header(["NAME", "ID", "PID", "NETWORK", "ADDRESSES", "PORTS", "SINCE", "COMMAND"]);
     for sandbox in sandboxes {
         let addresses = match addresses(sandbox) {
             none if none.is_empty() => "-".to_owned(),
@@ -83,7 +101,7 @@ fn table(sandboxes: &[SandboxState], now: SystemTime) -> String {
             sandbox.name.clone(),
             sandbox.id.clone(),
             sandbox.pid.map_or("-".to_owned(), |pid| pid.to_string()),
-            mode_word(sandbox.mode).to_owned(),
+            network_column(sandbox),
             addresses,
             ports(&sandbox.ports),
             age(sandbox.since, now),
@@ -190,7 +208,7 @@ mod tests {
     fn a_row_shows_what_a_person_looks_for() {
         let text = table(&[sandbox()], UNIX_EPOCH + Duration::from_secs(1000 + 7200));
         let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(rows[0], ["NAME", "ID", "PID", "MODE", "ADDRESSES", "PORTS", "SINCE", "COMMAND"]);
+        assert_eq!(rows[0], ["NAME", "ID", "PID", "NETWORK", "ADDRESSES", "PORTS", "SINCE", "COMMAND"]);
         let row = ["web", "0123456789ab", "42", "private", "10.0.2.100", "-", "2h", "sh", "-c", "echo", "[2J"];
         assert_eq!(rows[1], row);
         assert!(!text.contains('\x1b'));
