@@ -63,6 +63,9 @@ pub enum ToGateway {
         /// At most [`MAX_FDS`](crate::sys::scm::MAX_FDS).
         reached: Vec<Reached>,
     },
+    /// Serve the sandbox's API here from now on, one descriptor: a listening Unix stream socket. Said when the endpoint
+    /// that had it has left, or when the one before is lost with its directory.
+    Api,
     /// Listen here too, one descriptor: a listening SOCK_SEQPACKET socket, where supervisors find this gateway again
     /// when the runtime directory was removed. Only for a gateway of shared networks.
     Listen,

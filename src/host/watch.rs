@@ -46,6 +46,8 @@ pub struct HostWatch {
     resolv_conf: PathBuf,
     files: Option<Inotify>,
     watched: BTreeMap<PathBuf, WatchDescriptor>,
+    /// Directories that somebody else wants to hear of.
+    besides: Vec<PathBuf>,
     changes: Watch,
     netlink: Netlink,
     view: HostView,
@@ -74,6 +76,7 @@ impl HostWatch {
             resolv_conf: path.to_owned(),
             files,
             watched: BTreeMap::new(),
+            besides: Vec::new(),
             changes,
             netlink: Netlink::open()?,
             view: HostView::default(),
@@ -81,6 +84,13 @@ impl HostWatch {
         watch.watch_files();
         watch.view = watch.gather()?;
         Ok(watch)
+    }
+
+    /// Have what disappears from these directories, or one of them itself, make a descriptor readable as well, instead of
+    /// those before; who calls looks there himself. (A user may have few inotify instances, so this one is shared.)
+    pub fn watch_too(&mut self, directories: Vec<PathBuf>) {
+        self.besides = directories;
+        self.watch_files();
     }
 
     /// The host as it was gathered last.
@@ -176,6 +186,13 @@ impl HostWatch {
                 break;
             }
             wanted = now;
+        }
+        let flags = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_MOVE_SELF;
+        for path in self.besides.iter().filter(|path| !watched.contains_key(*path)).cloned().collect::<Vec<_>>() {
+            match files.add_watch(&path, flags) {
+                Ok(descriptor) => drop(watched.insert(path, descriptor)),
+                Err(error) => tracing::debug!("cannot watch {}: {error}", path.display()),
+            }
         }
         for (_, old) in std::mem::replace(&mut self.watched, watched) {
             if !self.watched.values().any(|&new| new == old) {

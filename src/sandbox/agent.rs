@@ -5,9 +5,9 @@
 //! Forked by the supervisor and never executed, so that it needs no file inside. In order: it asks to die with the
 //! supervisor; makes the user and network namespace; has its ids mapped (by itself, or by the supervisor with
 //! newuidmap); becomes undumpable, so that CMD, which is root of the same user namespace, can neither trace it nor
-//! look into it; forks init, which makes mounts while the agent goes on with the network; makes the interface and
-//! hands the link's descriptor to the supervisor. From then on it waits: for init, whose end it reports, and for the
-//! supervisor's socket, whose end of file is its own end; and makes what published ports need ([`super::attend`]).
+//! look into it; forks init, which makes mounts while the agent goes on with the network; makes the interfaces and
+//! hands the links' descriptors to the supervisor. From then on it waits: for init, whose end it reports, and for the
+//! supervisor's socket, whose end of file is its own end; and does what comes up later ([`super::attend`]).
 //!
 //! Every signal is blocked: those of the terminal concern CMD, and what ends a sandbox is the supervisor's business.
 //! It stays outside CMD's PID namespace: unshare(2) puts only its children into the new one, and init is its only
@@ -20,13 +20,14 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, getppid};
 
-use super::attend::{Attendance, Ended, bind_reached};
+use super::attend::{Attendance, Ended, bind_reached, notify, send_link};
 use super::init::Init;
-use super::link::{self, Addresses};
+use super::link;
 use super::message::{FromAgent, ToAgent};
+use super::order::{self, Order};
 use super::userns::{self, Caller};
 use crate::control::wire;
-use crate::plan::{Interface, MapUser, Mode, Network, PidMode, Ports, Reached, Run};
+use crate::plan::{MapUser, Mode, PidMode, Ports, Reached, Run};
 use crate::sys::proc::{self, Forked};
 use crate::sys::spawn;
 
@@ -34,6 +35,8 @@ use crate::sys::spawn;
 pub(super) struct Agent<'a> {
     /// What was asked for.
     pub(super) plan: &'a Run,
+    /// The interfaces it is to have from the start.
+    pub(super) orders: &'a [Order],
     /// The caller's ids.
     pub(super) caller: Caller,
     /// What init is to do.
@@ -78,12 +81,11 @@ impl Agent<'_> {
         }
         let init = self.fork_init()?;
         let _ = proc::null_stdio(&[0, 1]);
-        let Run { interface, network, ports, .. } = self.plan;
-        let attendance = if self.plan.mode == Mode::Private {
-            let reached = send_link(&self.supervisor, interface, network, ports)?;
-            Attendance::new(&self.supervisor, ports, reached)
-        } else {
+        let attendance = if self.orders.is_empty() {
             Attendance::new(&self.supervisor, &Ports::default(), Vec::new())
+        } else {
+            let reached = send_links(&self.supervisor, self.orders, &self.plan.ports)?;
+            Attendance::new(&self.supervisor, &self.plan.ports, reached)
         };
         // Nothing is written to standard error from here on.
         let _ = proc::null_stdio(&[2]);
@@ -139,43 +141,20 @@ impl Agent<'_> {
     }
 }
 
-/// In the sandbox's network namespace: make the interface, give it its addresses, listen for `--reach`, hand all that
-/// to the supervisor. The listeners' addresses.
-pub(super) fn send_link(
-    supervisor: &OwnedFd,
-    interface: &Interface,
-    network: &Network,
-    ports: &Ports,
-) -> Result<Vec<Reached>, String> {
-    let Interface { name, mac, link: choice, configure } = interface;
-    let made = link::make_link(*choice, name, *mac, network.mtu).map_err(|e| e.to_string())?;
-    if *configure {
-        let v4 = network.v4.map(|l| Addresses {
-            address: l.sandbox,
-            prefix: l.subnet.prefix_len(),
-            gateway: Some(l.gateway),
-        });
-        let v6 = network.v6.map(|l| Addresses {
-            address: l.sandbox,
-            prefix: l.subnet.prefix_len(),
-            gateway: Some(l.gateway),
-        });
-        let done = link::configure(name, *mac, network.mtu, v4, v6).map_err(|e| e.to_string())?;
-        notify(supervisor, done.notices)?;
-    } else {
-        link::leave_to_others(name).map_err(|e| e.to_string())?;
+/// In the sandbox's network namespace: make the interfaces, give them their addresses, listen for `--reach`, hand all
+/// that to the supervisor. The listeners' addresses. An order's number is its place in the list.
+pub(super) fn send_links(supervisor: &OwnedFd, orders: &[Order], ports: &Ports) -> Result<Vec<Reached>, String> {
+    let mut links = Vec::new();
+    for order in orders {
+        let made = order::make(order).map_err(|e| e.to_string())?;
+        notify(supervisor, made.notices)?;
+        links.push((made.name, made.link));
     }
     let reached = bind_reached(supervisor, &ports.reach)?;
-    let message = FromAgent::Link { kind: made.kind, notice: made.notice };
-    wire::send(supervisor, &message, &[made.fd.as_fd()]).map_err(|e| e.to_string())?;
-    Ok(reached)
-}
-
-fn notify(supervisor: &OwnedFd, notices: Vec<String>) -> Result<(), String> {
-    for text in notices {
-        wire::send(supervisor, &FromAgent::Notice { text }, &[]).map_err(|e| e.to_string())?;
+    for (number, (name, link)) in (0..).zip(links) {
+        send_link(supervisor, number, name, link)?;
     }
-    Ok(())
+    Ok(reached)
 }
 
 /// Die when `parent` does.

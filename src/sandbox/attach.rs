@@ -9,8 +9,8 @@
 //! the target has ended ([`super::target::Life`]).
 //!
 //! Published ports need somebody inside, though, who makes sockets there and sees who listens ([`super::attend`]). With
-//! such ports the agent stays; when the first one is asked for later, another agent is started, which enters the
-//! target anew. It does keep the namespace, but not its target alive, and ends when that does.
+//! such ports the agent stays; when the first one is asked for later, or another network, or connections have to be
+//! reset because a gateway has died, another agent is started, which enters the target anew. It does keep the namespace, but not its target alive, and ends when that does.
 //!
 //! When the gateway carries frames the one who waits is told: a `1` and a newline on `--ready-fd`, the PID in
 //! `--pid-file`, and with `--detach` the parent, which has waited on a pipe for this or for the reason why not.
@@ -23,22 +23,25 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::prctl::set_dumpable;
 use nix::unistd::{Pid, getpid, setsid};
 
 use super::SandboxError;
-use super::agent::{follow, send_link};
+use super::agent::{follow, send_links};
 use super::attend::Attendance;
 use super::message::FromAgent;
+use super::order::Order;
+use super::seats::{self, About};
 use super::signals::Signals;
-use super::supervisor::end_child;
+use super::supervisor::{end_child, round_up};
 use super::target::{self, Life, Opened};
-use super::uplink::{Heard, PATIENCE, Record, Task, Uplink};
+use super::uplink::PATIENCE;
+use super::uplinks::{Ear, GaveUp, Record, Uplinks};
 use crate::control::state::{SandboxState, StateDir};
 use crate::control::wire;
 use crate::host::watch::HostWatch;
-use crate::plan::{self, Endpoint, Mode, Ports, Reached, Seat, Target};
+use crate::plan::{self, Mode, Ports, Reached, Target};
 use crate::sys::proc::{self, Forked};
 use crate::sys::scm;
 
@@ -121,9 +124,8 @@ struct Service<'a> {
     errand: Errand,
     /// How many more may be started.
     agents_left: u32,
-    /// `None` once it has ended.
-    uplink: Option<Uplink<'a>>,
-    record: Record,
+    /// `None` once they have ended.
+    uplinks: Option<Uplinks>,
     waiting: Option<Waiting>,
 }
 
@@ -134,8 +136,9 @@ enum Source {
     Life,
     Exit,
     Agent,
-    Gateway,
-    Host,
+    Uplinks(Ear),
+    /// Nobody in particular: it is time to look.
+    Time,
 }
 
 impl<'a> Service<'a> {
@@ -147,40 +150,37 @@ impl<'a> Service<'a> {
     ) -> Result<Service<'a>, SandboxError> {
         let signals = Signals::take().map_err(SandboxError::io("read signals"))?;
         let (opened, life) = target::open(&plan.target)?;
-        let registration = StateDir::open()?.register(&plan.id, &plan.name)?;
-        let mut record = Record { registration, state: state_of(plan) };
+        let states = StateDir::open()?;
+        let seats = seats::of_attach(plan);
+        let mut record = Record { registration: states.register(&plan.id, &plan.name)?, state: state_of(plan) };
+        seats::write_down(&mut record.state, seats.iter().map(|(seat, _)| seat.clone()).collect());
         record.publish()?;
         let watch = HostWatch::new()?;
         let (socket, supervisor) = scm::pair().map_err(SandboxError::io("make a socket pair"))?;
         let own = getpid();
         let errand = if needs_agent(&plan.ports) { Errand::LinkAndStay } else { Errand::Link };
+        let orders: Vec<Order> = seats.iter().map(|(_, order)| order.clone()).collect();
         let agent = match proc::fork().map_err(SandboxError::io("start the agent"))? {
-            Forked::Child => agent(own, plan, &opened, &supervisor, errand, Vec::new()),
+            Forked::Child => agent(own, plan, &orders, &opened, &supervisor, errand, Vec::new()),
             Forked::Parent(pid) => pid,
         };
         // Descriptors of the namespace would keep it alive.
         drop((opened, supervisor));
         let detached = parent.is_some();
-        let task = Task {
-            endpoint: endpoint(plan),
-            network: &plan.network,
-            search: plan.search.as_deref(),
-            ports: &plan.ports,
-            logging: plan.logging,
-        };
-        let mut uplink = Uplink::new(task, watch);
-        let mut spawn = || uplink.start_gateway();
+        let mut uplinks = Uplinks::new(About::of_attach(plan), &plan.ports, states, record, Some(watch), seats);
+        let mut start = || uplinks.start_gateways();
         let started = if detached {
             // The caller may be reading our standard error to its end.
-            proc::with_null_stderr(&mut spawn).map_err(SandboxError::io("open /dev/null"))?
+            proc::with_null_stderr(&mut start).map_err(SandboxError::io("open /dev/null"))?
         } else {
-            spawn()
+            start()
         };
-        if let Err(error) = started.map_err(SandboxError::from).and_then(|()| uplink.bind_ports()) {
-            drop((socket, uplink));
+        if let Err(error) = started.and_then(|()| uplinks.bind_ports(&plan.ports)) {
+            drop((socket, uplinks));
             end_child(agent);
             return Err(error);
         }
+        uplinks.listen();
         let mut service = Service {
             plan,
             signals,
@@ -190,8 +190,7 @@ impl<'a> Service<'a> {
             socket: Some(socket),
             errand,
             agents_left: MOST_AGENTS,
-            uplink: Some(uplink),
-            record,
+            uplinks: Some(uplinks),
             waiting: Some(Waiting { ready_fd, parent, pid_file: plan.pid_file.clone() }),
         };
         // With somebody waiting in the foreground, errors up to readiness are this function's.
@@ -237,9 +236,15 @@ impl<'a> Service<'a> {
                 Source::Life => self.life.has_ended(true),
                 Source::Exit => true,
                 Source::Agent => self.hear_agent()?,
-                Source::Gateway => self.hear_gateway()?,
-                Source::Host => {
-                    self.uplink.iter_mut().for_each(Uplink::look_at_host);
+                Source::Uplinks(ear) => {
+                    if let Some(gave_up) = self.uplinks.as_mut().map(|uplinks| uplinks.hear(ear)).transpose()?.flatten()
+                    {
+                        go_on_without(gave_up)?;
+                    }
+                    ear == Ear::Host && self.life.has_ended(false)
+                }
+                Source::Time => {
+                    self.uplinks.iter_mut().for_each(Uplinks::look_at_host);
                     self.life.has_ended(false)
                 }
             };
@@ -251,20 +256,20 @@ impl<'a> Service<'a> {
         Ok(false)
     }
 
-    /// After everything that was heard: what the gateway is to have next.
+    /// After everything that was heard: do what has become possible.
     fn go_on(&mut self) -> Result<(), SandboxError> {
-        let Some(uplink) = &self.uplink else { return Ok(()) };
-        if uplink.needs_agent() && uplink.has_link() && self.socket.is_none() && self.agents_left > 0 {
+        let Some(uplinks) = &self.uplinks else { return Ok(()) };
+        if uplinks.needs_agent() && uplinks.has_links() && self.socket.is_none() && self.agents_left > 0 {
             self.agents_left -= 1;
             if let Err(error) = self.start_agent() {
-                tracing::warn!("local clients take the long way to published ports: {error}");
+                tracing::warn!("nothing can be done inside the namespace any more: {error}");
             }
         }
         let stays = self.errand != Errand::Link;
-        let Some(uplink) = &mut self.uplink else { return Ok(()) };
-        if uplink.go_on(self.socket.as_ref().filter(|_| stays), &mut self.record)?
-            && let Some(waiting) = self.waiting.take()
-        {
+        let Some(uplinks) = &mut self.uplinks else { return Ok(()) };
+        let (works, gave_up) = uplinks.go_on(self.socket.as_ref().filter(|_| stays))?;
+        gave_up.map_or(Ok(()), go_on_without)?;
+        if works && let Some(waiting) = self.waiting.take() {
             waiting.tell()?;
         }
         Ok(())
@@ -279,14 +284,14 @@ impl<'a> Service<'a> {
         }
         let (socket, supervisor) = scm::pair().map_err(SandboxError::io("make a socket pair"))?;
         let own = getpid();
-        let reached = self.uplink.as_ref().map(Uplink::reached).unwrap_or_default();
+        let reached = self.uplinks.as_ref().map(Uplinks::reached).unwrap_or_default();
         self.errand = Errand::Stay;
         self.agent = match proc::fork().map_err(SandboxError::io("start the agent"))? {
-            Forked::Child => agent(own, self.plan, &opened, &supervisor, self.errand, reached),
+            Forked::Child => agent(own, self.plan, &[], &opened, &supervisor, self.errand, reached),
             Forked::Parent(pid) => Some(pid),
         };
         self.socket = Some(socket);
-        self.uplink.iter_mut().for_each(Uplink::forget_agent);
+        self.uplinks.iter_mut().for_each(Uplinks::forget_agent);
         Ok(())
     }
 
@@ -296,17 +301,15 @@ impl<'a> Service<'a> {
         // Only a hang-up counts, not what may be readable.
         listeners.extend(self.exit.as_ref().map(|fd| (Source::Exit, fd.as_fd(), PollFlags::empty())));
         listeners.extend(self.socket.as_ref().map(|fd| (Source::Agent, fd.as_fd(), IN)));
-        let gateway = self.uplink.as_ref().and_then(Uplink::connection);
-        listeners.extend(gateway.map(|fd| (Source::Gateway, fd, IN)));
-        listeners.extend(self.uplink.iter().flat_map(Uplink::host_fds).map(|fd| (Source::Host, fd, IN)));
+        let uplinks = self.uplinks.iter().flat_map(Uplinks::fds);
+        listeners.extend(uplinks.map(|(ear, fd)| (Source::Uplinks(ear), fd, IN)));
         let mut fds: Vec<PollFd<'_>> = listeners.iter().map(|(_, fd, flags)| PollFd::new(*fd, *flags)).collect();
-        let refresh = self.uplink.as_ref().and_then(Uplink::refresh_interval);
-        let interval = [self.life.interval(), refresh].into_iter().flatten().min();
-        let timeout = interval.map_or(PollTimeout::NONE, |t| PollTimeout::try_from(t).unwrap_or(PollTimeout::MAX));
+        let interval = [self.life.interval(), self.uplinks.as_ref().and_then(Uplinks::timeout)];
+        let timeout = round_up(interval.into_iter().flatten().min());
         loop {
             match poll(&mut fds, timeout) {
                 Err(nix::Error::EINTR) => {}
-                Ok(0) => return Ok(vec![Source::Host]),
+                Ok(0) => return Ok(vec![Source::Time]),
                 other => {
                     other.map_err(SandboxError::io("wait for the namespace"))?;
                     break;
@@ -322,38 +325,19 @@ impl<'a> Service<'a> {
     fn hear_agent(&mut self) -> Result<bool, SandboxError> {
         let Some(socket) = &self.socket else { return Ok(false) };
         match wire::recv::<FromAgent>(socket)? {
-            Some((FromAgent::Link { kind, notice }, mut fds)) => {
-                if let Some(notice) = notice {
-                    tracing::warn!("{notice}");
-                }
-                let Some(fd) = fds.pop() else {
-                    return Err(SandboxError::Inside("the agent sent no link".into()));
-                };
-                if let Some(uplink) = &mut self.uplink {
-                    uplink.give_link(kind, fd, &mut self.record)?;
-                }
-            }
-            Some((FromAgent::Notice { text }, _)) => tracing::warn!("{text}"),
-            Some((FromAgent::Reached { reached }, sockets)) => {
-                if let Some(uplink) = &mut self.uplink {
-                    uplink.keep_reached(reached, sockets);
-                }
-            }
-            Some((FromAgent::Listeners { tcp, udp }, _)) => {
-                if let Some(uplink) = &mut self.uplink {
-                    uplink.follow(tcp, udp);
-                }
-            }
             Some((FromAgent::Failed { text }, _)) if self.errand == Errand::Stay => tracing::warn!("{text}"),
             Some((FromAgent::Failed { text }, _)) => return Err(SandboxError::Inside(text)),
-            // What init is told in `run` has no place here.
-            Some(_) => {}
+            Some((message, fds)) => {
+                if let Some(uplinks) = &mut self.uplinks {
+                    uplinks.hear_agent(message, fds)?;
+                }
+            }
             None => {
                 self.socket = None;
                 if let Some(agent) = self.agent.take() {
                     end_child(agent);
                 }
-                if !self.uplink.as_ref().is_some_and(Uplink::has_link) {
+                if !self.uplinks.as_ref().is_some_and(Uplinks::has_links) {
                     return Err(SandboxError::Vanished { who: "agent", signal: None });
                 }
             }
@@ -361,28 +345,18 @@ impl<'a> Service<'a> {
         Ok(false)
     }
 
-    fn hear_gateway(&mut self) -> Result<bool, SandboxError> {
-        let Some(uplink) = &mut self.uplink else { return Ok(false) };
-        match uplink.hear(&mut self.record)? {
-            Heard::Nothing => {}
-            Heard::GaveUp(how) => {
-                return Err(SandboxError::Inside(format!("the gateway died again and again ({how})")));
-            }
-        }
-        Ok(false)
-    }
-
     /// Let go of the link, and see that everybody else has.
     fn finish(&mut self) {
-        let gateway = self.uplink.take().and_then(Uplink::end);
+        let ended = self.uplinks.take().map(Uplinks::end);
         self.socket = None;
         if let Some(agent) = self.agent.take() {
             end_child(agent);
         }
-        if let Some(gateway) = gateway
-            && let Err(error) = gateway.stop(PATIENCE)
-        {
-            tracing::debug!("the gateway cannot be ended: {error}");
+        let (gateways, _record) = ended.unzip();
+        for gateway in gateways.into_iter().flatten() {
+            if let Err(error) = gateway.stop(PATIENCE) {
+                tracing::debug!("the gateway cannot be ended: {error}");
+            }
         }
         if let Some(path) = &self.plan.pid_file {
             remove_pid_file(path);
@@ -417,6 +391,15 @@ fn remove_pid_file(path: &Path) {
     }
 }
 
+/// Without the network that it was attached for there is nothing left to do; another one it may go on without.
+fn go_on_without(GaveUp { network, is_private, how }: GaveUp) -> Result<(), SandboxError> {
+    if is_private {
+        return Err(SandboxError::Inside(format!("the gateway died again and again ({how})")));
+    }
+    tracing::error!("the gateway died again and again ({how}): the namespace goes on without the network {network}");
+    Ok(())
+}
+
 /// Do the ports that were asked for need somebody inside?
 fn needs_agent(ports: &Ports) -> bool {
     ports.auto.is_some() || ports.specs().next().is_some()
@@ -427,6 +410,7 @@ fn needs_agent(ports: &Ports) -> bool {
 fn agent(
     parent: Pid,
     plan: &plan::Attach,
+    orders: &[Order],
     opened: &Opened,
     supervisor: &OwnedFd,
     errand: Errand,
@@ -440,7 +424,7 @@ fn agent(
         // Not earlier: a change of credentials clears it.
         follow(parent)?;
         let reached = match errand {
-            Errand::Link | Errand::LinkAndStay => send_link(supervisor, &plan.interface, &plan.network, &plan.ports)?,
+            Errand::Link | Errand::LinkAndStay => send_links(supervisor, orders, &plan.ports)?,
             Errand::Stay => reached,
         };
         if errand == Errand::Link {
@@ -456,19 +440,7 @@ fn agent(
     proc::exit_now(0);
 }
 
-fn endpoint(plan: &plan::Attach) -> Endpoint {
-    Endpoint {
-        id: plan.id.clone(),
-        name: plan.name.clone(),
-        ifname: plan.interface.name.clone(),
-        mac: plan.interface.mac,
-        v4: plan.network.v4.map(|l| l.sandbox),
-        v6: plan.network.v6.map(|l| l.sandbox),
-        ..Endpoint::default()
-    }
-}
-
-/// What `ps` and `inspect` show.
+/// What `ps` and `inspect` show, but for the networks.
 fn state_of(plan: &plan::Attach) -> SandboxState {
     let (pid, command) = match &plan.target {
         Target::Pid(pid) => (Some(*pid), vec![pid.to_string()]),
@@ -480,11 +452,11 @@ fn state_of(plan: &plan::Attach) -> SandboxState {
         pid,
         supervisor_pid: getpid().as_raw(),
         mode: Mode::Private,
-        v4: plan.network.v4.map(|l| l.sandbox),
-        v6: plan.network.v6.map(|l| l.sandbox),
+        v4: None,
+        v6: None,
         since: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs(),
         command,
-        endpoints: vec![Seat { endpoint: endpoint(plan), network: plan.network.clone(), default_route: true }],
+        endpoints: Vec::new(),
         ports: Vec::new(),
         names: None,
         container: None,

@@ -2,8 +2,10 @@
 //!
 //! # Theory of operation
 //!
-//! Three things, in one poll loop ([`Attendance::wait`]):
+//! Four things, in one poll loop ([`Attendance::wait`]):
 //!
+//! - it makes interfaces, takes them away, moves the default route, and resets what went through a gateway that has
+//!   died, as the supervisor asks;
 //! - it makes sockets inside for the gateway ([`publish::inside`](crate::publish::inside)), whose connection the
 //!   supervisor sends it ([`ToAgent::Inside`]), for a new gateway another;
 //! - with `-p auto` it looks every [`LOOK`] at what the sandbox listens on, and tells the supervisor when that has
@@ -26,7 +28,9 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Socket, Type};
 
-use super::message::{FromAgent, ToAgent};
+use super::link::MadeLink;
+use super::message::{FromAgent, Gone, ToAgent};
+use super::order;
 use super::ports::{MOST_FOLLOWED, reach_batches};
 use crate::control::wire;
 use crate::plan::{Ports, Protocol, Reach, Reached};
@@ -117,9 +121,52 @@ impl<'a> Attendance<'a> {
                 true
             }
             Ok(Some((ToAgent::IdsMapped, _))) => true,
+            Ok(Some((ToAgent::Make { order, interface }, _))) => match order::make(&interface) {
+                Ok(made) => {
+                    notify(self.supervisor, made.notices).is_ok()
+                        && send_link(self.supervisor, order, made.name, made.link).is_ok()
+                }
+                Err(error) => self.done(order, Err(error.to_string())),
+            },
+            Ok(Some((ToAgent::Remove { order, name, interface }, _))) => {
+                self.done(order, order::remove(&name, &interface).map_err(|e| e.to_string()))
+            }
+            Ok(Some((ToAgent::TakeDefault { order, name, interface }, _))) => {
+                self.done(order, order::take_default(&name, &interface).map_err(|e| e.to_string()))
+            }
+            Ok(Some((ToAgent::Reset { order, gone }, _))) => self.done(order, reset(&gone)),
             Ok(None) | Err(_) => false,
         }
     }
+
+    /// Answer an order; false when the supervisor has gone.
+    fn done(&self, order: u64, outcome: Result<(), String>) -> bool {
+        wire::send(self.supervisor, &FromAgent::Done { order, error: outcome.err() }, &[]).is_ok()
+    }
+}
+
+/// End the connections that went through a gateway that has died, so that nobody waits for what will not come. Those
+/// that are still being set up go on with the next gateway.
+fn reset(gone: &Gone) -> Result<(), String> {
+    match SockDiag::open().and_then(|mut diag| diag.reset_connections(|own, other| gone.includes(own, other))) {
+        // What cannot be reset here is reset by the next gateway, as soon as it sends something.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOENT)) => Ok(()),
+        other => other.map(drop).map_err(|e| format!("connections that were lost cannot be reset inside: {e}")),
+    }
+}
+
+/// Hand a link to the supervisor.
+pub(super) fn send_link(supervisor: &OwnedFd, order: u64, name: String, link: MadeLink) -> Result<(), String> {
+    let message = FromAgent::Link { order, name, kind: link.kind, notice: link.notice };
+    wire::send(supervisor, &message, &[link.fd.as_fd()]).map_err(|e| e.to_string())
+}
+
+/// Lines for the person.
+pub(super) fn notify(supervisor: &OwnedFd, notices: Vec<String>) -> Result<(), String> {
+    for text in notices {
+        wire::send(supervisor, &FromAgent::Notice { text }, &[]).map_err(|e| e.to_string())?;
+    }
+    Ok(())
 }
 
 /// For poll(2), which counts milliseconds: not before the time has come.

@@ -3,8 +3,12 @@
 //! One sequenced-packet socket pair with the agent, one with init (or, for `exec`, with the process that waits for
 //! CMD in init's place). The packets are those of [`crate::control::wire`]. An end of file on either side means
 //! that the other process has ended, and is how everything ends when one of them is killed.
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::order::Order;
 use crate::plan::{LinkKind, Reached};
 
 /// From the agent to the supervisor.
@@ -12,14 +16,25 @@ use crate::plan::{LinkKind, Reached};
 pub(super) enum FromAgent {
     /// The user namespace is there; the supervisor is to write its id maps (`--map-user auto`).
     NeedsIds,
-    /// The interface is there and has its addresses; the link's descriptor is beside this message.
+    /// An interface is there and has its addresses; the link's descriptor is beside this message.
     Link {
+        /// The order's number.
+        order: u64,
+        /// The interface's name.
+        name: String,
         /// What the descriptor is.
         kind: LinkKind,
         /// What the person should know, one sentence.
         notice: Option<String>,
     },
-    /// Listeners for `--reach`, one socket for each beside it. All of them come before [`Link`](Self::Link).
+    /// What came of an order, unless it is a [`Link`](Self::Link).
+    Done {
+        /// The order's number.
+        order: u64,
+        /// Why it was not done; one sentence.
+        error: Option<String>,
+    },
+    /// Listeners for `--reach`, one socket for each beside it. All of them come before the first [`Link`](Self::Link).
     Reached {
         /// At most [`MAX_FDS`](crate::sys::scm::MAX_FDS).
         reached: Vec<Reached>,
@@ -61,6 +76,57 @@ pub(super) enum ToAgent {
     /// Make sockets for this gateway, one descriptor: the connection to it, which speaks
     /// [`publish::inside`](crate::publish::inside). It takes the place of an earlier one.
     Inside,
+    /// Make an interface. Answered with [`FromAgent::Link`], or with [`FromAgent::Done`] when it failed.
+    Make {
+        /// The order's number.
+        order: u64,
+        /// What it is to be.
+        interface: Order,
+    },
+    /// Take an interface away. Answered with [`FromAgent::Done`], as is what follows.
+    Remove {
+        /// The order's number.
+        order: u64,
+        /// Its name.
+        name: String,
+        /// How it was made.
+        interface: Order,
+    },
+    /// Have the default route lead through an interface.
+    TakeDefault {
+        /// The order's number.
+        order: u64,
+        /// Its name.
+        name: String,
+        /// How it was made.
+        interface: Order,
+    },
+    /// A gateway has died: reset the connections that went through it.
+    Reset {
+        /// The order's number.
+        order: u64,
+        /// Which those are.
+        gone: Gone,
+    },
+}
+
+/// What went through a gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Gone {
+    /// The sandbox's own addresses on its network.
+    pub(super) own: Vec<IpAddr>,
+    /// Who is reached without it: others on the segment, other than those in `gateways`.
+    pub(super) neighbors: Vec<IpNet>,
+    /// The gateway's own addresses.
+    pub(super) gateways: Vec<IpAddr>,
+}
+
+impl Gone {
+    /// Has a connection between these two gone through it?
+    pub(super) fn includes(&self, own: IpAddr, other: IpAddr) -> bool {
+        let is_neighbor = self.neighbors.iter().any(|net| net.contains(&other)) && !self.gateways.contains(&other);
+        self.own.contains(&own) && !is_neighbor
+    }
 }
 
 /// From init to the supervisor.
@@ -107,4 +173,31 @@ pub(super) enum ToInit {
         /// Its number.
         number: i32,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_through_a_gateway_is_all_but_neighbors() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let gone = Gone {
+            own: vec![ip("10.176.0.2"), ip("fd00::2")],
+            neighbors: vec!["10.176.0.0/20".parse().unwrap(), "fd00::/64".parse().unwrap()],
+            gateways: vec![ip("10.176.0.1"), ip("fd00::1")],
+        };
+        for (own, other, included) in [
+            ("10.176.0.2", "203.0.113.9", true),
+            ("10.176.0.2", "10.176.0.1", true),
+            ("10.176.0.2", "10.176.0.3", false),
+            ("10.177.0.2", "203.0.113.9", false),
+            ("127.0.0.1", "127.0.0.1", false),
+            ("fd00::2", "2001:db8::9", true),
+            ("fd00::2", "fd00::1", true),
+            ("fd00::2", "fd00::3", false),
+        ] {
+            assert_eq!(gone.includes(ip(own), ip(other)), included, "{own} {other}");
+        }
+    }
 }

@@ -11,8 +11,9 @@
 //! | supervisor | the process the person started: waits for everything, passes on |
 //! | agent | the process inside the namespaces that does there what only a member can |
 //! | init, command | the first process of the PID namespace; CMD |
-//! | [`seat`] | what a gateway is to know of a sandbox on its network |
-//! | uplink | a supervisor's way to its gateway, which it replaces when it dies |
+//! | uplinks, uplink | a supervisor's ways to its networks, whose gateways it replaces when they die |
+//! | seats | the sandbox's places on its networks, made of what was asked for |
+//! | callers | who asks a supervisor to connect or disconnect networks |
 //! | ports | published ports as a supervisor keeps them |
 //! | attend | what an agent does as long as the sandbox lives |
 //! | attach, [`target`] | the supervisor of `attach`; the namespace it is given |
@@ -27,6 +28,7 @@ use crate::control::state::StateError;
 mod agent;
 mod attach;
 mod attend;
+mod callers;
 mod command;
 pub mod etc;
 mod exec;
@@ -36,12 +38,13 @@ mod message;
 pub mod mounts;
 pub mod order;
 mod ports;
-pub mod seat;
+mod seats;
 mod signals;
 mod supervisor;
 pub mod target;
 mod terminal;
 mod uplink;
+mod uplinks;
 pub mod userns;
 
 pub use attach::attach;
@@ -63,6 +66,9 @@ pub enum SandboxError {
     /// The host cannot be watched.
     #[error("cannot look at the host's addresses and routes: {0}")]
     Watch(#[from] crate::sys::netlink::NetlinkError),
+    /// A shared network.
+    #[error(transparent)]
+    Network(#[from] crate::control::networks::NetworkError),
     /// The gateway did not start.
     #[error(transparent)]
     Spawn(#[from] crate::control::client::SpawnError),

@@ -2,8 +2,8 @@
 //!
 //! # Theory of operation
 //!
-//! One thread, one poll loop, no privilege inside the sandbox. It registers the sandbox's name, forks the agent
-//! (which forks init, which starts CMD), starts the gateway, and then waits for whichever of them speaks first:
+//! One thread, one poll loop, no privilege inside the sandbox. It registers the sandbox's name, takes its
+//! addresses, forks the agent (which forks init, which starts CMD), starts the gateways, and then waits for whichever of them speaks first:
 //!
 //! ```text
 //! agent:   NeedsIds -> run newuidmap, newgidmap     Init(pid) -> publish it     Link(fd) -> hand it to the gateway
@@ -11,24 +11,23 @@
 //! init:    Ready -> mounts are made                 Started, Stopped, Exited -> what became of CMD
 //! ```
 //!
-//! CMD is let go when init is ready and, on a private network, the gateway carries frames and serves the published
-//! ports; agent, init and gateway
-//! get there in parallel. Until then a signal that would end a process ends the set-up; afterwards signals go on to
+//! CMD is let go when init is ready and every network that was asked for works: its gateway carries frames, and the
+//! published ports are served. Agent, init and gateways get there in parallel. Until then a signal that would end a process ends the set-up; afterwards signals go on to
 //! CMD ([`super::signals`]), which gets what came before its start as soon as it has started. When CMD is stopped the supervisor stops too, so that the person's shell notices.
 //!
 //! Whatever ends the loop, the end is the same: the sockets are closed, upon which init kills CMD, the agent kills
 //! init, the gateway ends; they are waited for; the terminal is mended; the state is removed. When the supervisor is
 //! killed, the kernel closes the same sockets, and parent-death signals do the rest.
 //!
-//! A gateway that dies is replaced ([`super::uplink`]); when that has not helped, CMD goes on without a network. The
-//! supervisor's copy of the link keeps the network namespace alive, so it is closed with everything else when CMD has
+//! A gateway that dies is replaced ([`super::uplinks`]); when that has not helped, CMD goes on without that network. The
+//! supervisor's copy of a link keeps the network namespace alive, so it is closed with everything else when CMD has
 //! ended.
 //!
 //! Standard input and output are let go once the others are started, and so is what was inherited beyond them: the
 //! far end of a pipe sees its end when CMD closes it, not when tapline ends.
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
@@ -42,10 +41,12 @@ use super::etc::{self, OwnFiles};
 use super::init::Init;
 use super::message::{FromAgent, FromInit, ToAgent, ToInit};
 use super::mounts::View;
-use super::seat;
+use super::order::Order;
+use super::seats::{self, About};
 use super::signals::{Arrived, Signals};
 use super::terminal::Terminal;
-use super::uplink::{Heard, PATIENCE, Record, Task, Uplink};
+use super::uplink::PATIENCE;
+use super::uplinks::{Ear, GaveUp, Record, Uplinks};
 use super::userns::{self, Caller};
 use crate::control::state::{Registration, SandboxState, StateDir};
 use crate::control::wire;
@@ -66,22 +67,25 @@ pub fn run(plan: Run) -> Result<i32, SandboxError> {
     if plan.mode == Mode::Host {
         tracing::warn!("--net host: no isolation, the command uses the host's own network");
     }
-    let registration = StateDir::open()?.register(&plan.id, &plan.name)?;
+    let states = StateDir::open()?;
+    let mut registration = states.register(&plan.id, &plan.name)?;
+    let about = About::of_run(&plan);
+    let seats = seats::of_run(&plan, &about, &mut registration)?;
     let terminal = Terminal::remember();
     let watch = match plan.mode {
-        Mode::Private => Some(HostWatch::new()?),
-        Mode::Bridge | Mode::None | Mode::Host | Mode::Container => None,
+        Mode::Private | Mode::Bridge | Mode::None => Some(HostWatch::new()?),
+        Mode::Host | Mode::Container => None,
     };
     let search = watch.as_ref().map(|w| w.view().search.clone()).unwrap_or_default();
     let host_hosts = match plan.mode {
         Mode::Host => std::fs::read_to_string("/etc/hosts").unwrap_or_default(),
         Mode::Private | Mode::Bridge | Mode::None | Mode::Container => String::new(),
     };
-    let seats: Vec<Seat> = (plan.mode == Mode::Private).then(|| seat::private(&plan)).into_iter().collect();
+    let places: Vec<Seat> = seats.iter().map(|(seat, _)| seat.clone()).collect();
     let view = View {
         mode: plan.mode,
         pid: plan.pid,
-        files: etc::files(&plan, &seats, &[], &search, &host_hosts),
+        files: etc::files(&plan, &places, &[], &search, &host_hosts),
         own_dirs: own_dirs(caller, &registration),
     };
     let hostname = plan.names.hostname.clone();
@@ -90,26 +94,25 @@ pub fn run(plan: Run) -> Result<i32, SandboxError> {
     let (agent_socket, supervisor) = scm::pair().map_err(SandboxError::io("make a socket pair"))?;
     let (init_socket, init_supervisor) = scm::pair().map_err(SandboxError::io("make a socket pair"))?;
     let parent = getpid();
+    let orders: Vec<Order> = seats.iter().map(|(_, order)| order.clone()).collect();
     let agent = match proc::fork().map_err(SandboxError::io("start the sandbox's agent"))? {
-        Forked::Child => {
-            Agent { plan: &plan, caller, init: &init, parent, supervisor, init_socket: init_supervisor }.main()
+        Forked::Child => Agent {
+            plan: &plan,
+            orders: &orders,
+            caller,
+            init: &init,
+            parent,
+            supervisor,
+            init_socket: init_supervisor,
         }
+        .main(),
         Forked::Parent(pid) => pid,
     };
     let own_names = init.view.files;
     drop((supervisor, init_supervisor));
-    let mut record = Record { registration, state: state_of(&plan, &seats) };
+    let mut record = Record { registration, state: state_of(&plan) };
+    seats::write_down(&mut record.state, places);
     record.publish()?;
-    let uplink = watch.map(|watch| {
-        let task = Task {
-            endpoint: seat::private(&plan).endpoint,
-            network: &plan.network,
-            search: plan.names.search.as_deref(),
-            ports: &plan.ports,
-            logging: plan.logging,
-        };
-        Uplink::new(task, watch)
-    });
     let mut supervisor = Supervisor {
         plan: &plan,
         caller,
@@ -117,12 +120,10 @@ pub fn run(plan: Run) -> Result<i32, SandboxError> {
         agent,
         agent_socket: Some(agent_socket),
         init_socket: Some(init_socket),
-        uplink,
-        record: &mut record,
+        connected: seats.is_empty(),
+        uplinks: Uplinks::new(about, &plan.ports, states, record, watch, seats),
         own_names,
-        files: None,
         mounted: false,
-        connected: false,
         let_go: false,
         started: false,
         by_signal: false,
@@ -146,22 +147,19 @@ fn own_dirs(caller: Caller, registration: &Registration) -> Vec<PathBuf> {
     dirs
 }
 
-/// What `ps` and `inspect` show before there is a PID.
-fn state_of(plan: &Run, seats: &[Seat]) -> SandboxState {
-    let private = plan.mode == Mode::Private;
-    let v4 = plan.network.v4.filter(|_| private).map(|l| l.sandbox);
-    let v6 = plan.network.v6.filter(|_| private).map(|l| l.sandbox);
+/// What `ps` and `inspect` show before there is a PID, but for the networks.
+fn state_of(plan: &Run) -> SandboxState {
     SandboxState {
         id: plan.id.clone(),
         name: plan.name.clone(),
         pid: None,
         supervisor_pid: getpid().as_raw(),
         mode: plan.mode,
-        v4,
-        v6,
+        v4: None,
+        v6: None,
         since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         command: plan.command.iter().map(|w| w.to_string_lossy().into_owned()).collect(),
-        endpoints: seats.to_vec(),
+        endpoints: Vec::new(),
         ports: Vec::new(),
         names: Some(plan.names.clone()),
         container: plan.container.clone(),
@@ -176,16 +174,12 @@ struct Supervisor<'a> {
     /// `None` once the far end has closed; likewise below.
     agent_socket: Option<OwnedFd>,
     init_socket: Option<OwnedFd>,
-    /// For a private network.
-    uplink: Option<Uplink<'a>>,
-    record: &'a mut Record,
+    uplinks: Uplinks,
     /// What init writes into /etc.
     own_names: Vec<(&'static str, String)>,
-    /// Hosts and resolv.conf, once init has made them.
-    files: Option<OwnFiles>,
     /// Init is ready.
     mounted: bool,
-    /// The gateway carries frames, and serves the ports that were asked for.
+    /// Every network that was asked for works, and the ports are served.
     connected: bool,
     /// Init was told to start CMD.
     let_go: bool,
@@ -200,17 +194,17 @@ struct Supervisor<'a> {
 enum Source {
     Signals,
     Init,
-    Gateway,
+    Uplinks(Ear),
     Agent,
-    Host,
 }
 
 impl Supervisor<'_> {
-    /// The gateway, while the agent makes the namespaces; then let go of what CMD has inherited.
+    /// The gateways, while the agent makes the namespaces; then let go of what CMD has inherited.
     fn start(&mut self) -> Result<(), SandboxError> {
-        if let Some(uplink) = &mut self.uplink {
-            uplink.start_gateway()?;
-            uplink.bind_ports()?;
+        self.uplinks.start_gateways()?;
+        self.uplinks.bind_ports(&self.plan.ports)?;
+        if !matches!(self.plan.mode, Mode::Host | Mode::Container) {
+            self.uplinks.listen();
         }
         proc::close_inherited_fds(&[]).map_err(SandboxError::io("read /proc/self/fd"))?;
         proc::null_stdio(&[0, 1]).map_err(SandboxError::io("open /dev/null"))?;
@@ -224,10 +218,11 @@ impl Supervisor<'_> {
                 let ended = match source {
                     Source::Signals => self.take_signals(),
                     Source::Init => self.hear_init()?,
-                    Source::Gateway => self.hear_gateway()?,
                     Source::Agent => self.hear_agent()?,
-                    Source::Host => {
-                        self.uplink.iter_mut().for_each(Uplink::look_at_host);
+                    Source::Uplinks(ear) => {
+                        if let Some(gave_up) = self.uplinks.hear(ear)? {
+                            go_on_without(&gave_up);
+                        }
                         None
                     }
                 };
@@ -235,9 +230,9 @@ impl Supervisor<'_> {
                     return Ok(status);
                 }
             }
-            if let Some(uplink) = &mut self.uplink
-                && uplink.go_on(self.agent_socket.as_ref(), self.record)?
-            {
+            let (works, gave_up) = self.uplinks.go_on(self.agent_socket.as_ref())?;
+            gave_up.iter().for_each(go_on_without);
+            if works {
                 self.connected = true;
                 self.go_if_ready()?;
             }
@@ -247,24 +242,17 @@ impl Supervisor<'_> {
     /// Wait until somebody has something to say.
     fn wait(&self) -> Result<Vec<Source>, SandboxError> {
         // Init comes before the agent: what CMD ended with counts for more than that init ended.
-        let listeners: [(Source, Option<BorrowedFd<'_>>); 4] = [
-            (Source::Signals, Some(self.signals.as_fd())),
-            (Source::Init, self.init_socket.as_ref().map(AsFd::as_fd)),
-            (Source::Gateway, self.uplink.as_ref().and_then(Uplink::connection)),
-            (Source::Agent, self.agent_socket.as_ref().map(AsFd::as_fd)),
-        ];
-        let (mut sources, mut fds): (Vec<Source>, Vec<PollFd<'_>>) =
-            listeners.iter().filter_map(|(source, fd)| Some((*source, PollFd::new((*fd)?, PollFlags::POLLIN)))).unzip();
-        for fd in self.uplink.iter().flat_map(Uplink::host_fds) {
-            sources.push(Source::Host);
-            fds.push(PollFd::new(fd, PollFlags::POLLIN));
-        }
-        let refresh = self.uplink.as_ref().and_then(Uplink::refresh_interval);
-        let timeout = refresh.map_or(PollTimeout::NONE, |t| PollTimeout::try_from(t).unwrap_or(PollTimeout::MAX));
+        let own: [(Source, Option<BorrowedFd<'_>>); 2] =
+            [(Source::Signals, Some(self.signals.as_fd())), (Source::Init, self.init_socket.as_ref().map(AsFd::as_fd))];
+        let own = own.into_iter().filter_map(|(source, fd)| Some((source, fd?)));
+        let uplinks = self.uplinks.fds().into_iter().map(|(ear, fd)| (Source::Uplinks(ear), fd));
+        let agent = self.agent_socket.as_ref().map(|socket| (Source::Agent, socket.as_fd()));
+        let (sources, mut fds): (Vec<Source>, Vec<PollFd<'_>>) =
+            own.chain(uplinks).chain(agent).map(|(source, fd)| (source, PollFd::new(fd, PollFlags::POLLIN))).unzip();
         loop {
-            match poll(&mut fds, timeout) {
+            match poll(&mut fds, round_up(self.uplinks.timeout())) {
                 Err(nix::Error::EINTR) => {}
-                Ok(0) => return Ok(vec![Source::Host]),
+                Ok(0) => return Ok(vec![Source::Uplinks(Ear::Host)]),
                 other => {
                     other.map_err(SandboxError::io("wait for the sandbox"))?;
                     break;
@@ -306,8 +294,9 @@ impl Supervisor<'_> {
         match message {
             Some(FromInit::Notice { text }) => tracing::warn!("{text}"),
             Some(FromInit::Ready) => {
-                self.files = OwnFiles::new(fds.unwrap_or_default(), &std::mem::take(&mut self.own_names));
                 self.mounted = true;
+                let texts = std::mem::take(&mut self.own_names);
+                self.uplinks.keep_files(OwnFiles::new(fds.unwrap_or_default(), &texts));
                 self.go_if_ready()?;
             }
             Some(FromInit::Failed { text }) => return Err(SandboxError::Inside(text)),
@@ -341,31 +330,10 @@ impl Supervisor<'_> {
                 userns::map_subordinate(self.agent, self.caller)?;
                 wire::send(socket, &ToAgent::IdsMapped, &[])?;
             }
-            Some((FromAgent::Notice { text }, _)) => tracing::warn!("{text}"),
-            Some((FromAgent::Reached { reached }, sockets)) => {
-                if let Some(uplink) = &mut self.uplink {
-                    uplink.keep_reached(reached, sockets);
-                }
-            }
-            Some((FromAgent::Listeners { tcp, udp }, _)) => {
-                if let Some(uplink) = &mut self.uplink {
-                    uplink.follow(tcp, udp);
-                }
-            }
             Some((FromAgent::Init { pid }, _)) => {
-                self.record.state.pid = Some(pid);
-                self.record.publish()?;
-            }
-            Some((FromAgent::Link { kind, notice }, mut fds)) => {
-                if let Some(notice) = notice {
-                    tracing::warn!("{notice}");
-                }
-                let Some(fd) = fds.pop() else {
-                    return Err(SandboxError::Inside("the sandbox's agent sent no link".into()));
-                };
-                if let Some(uplink) = &mut self.uplink {
-                    uplink.give_link(kind, fd, self.record)?;
-                }
+                let record = &mut self.uplinks.record;
+                record.state.pid = Some(pid);
+                record.publish()?;
             }
             Some((FromAgent::Failed { text }, _)) => return Err(SandboxError::Inside(text)),
             Some((FromAgent::InitEnded { signal }, _)) => {
@@ -377,6 +345,7 @@ impl Supervisor<'_> {
                 }
                 return Err(SandboxError::Vanished { who: "first process", signal });
             }
+            Some((message, fds)) => self.uplinks.hear_agent(message, fds)?,
             None => {
                 self.agent_socket = None;
                 let signal = match waitpid(self.agent, None) {
@@ -389,22 +358,10 @@ impl Supervisor<'_> {
         Ok(None)
     }
 
-    fn hear_gateway(&mut self) -> Result<Option<i32>, SandboxError> {
-        let Some(uplink) = &mut self.uplink else { return Ok(None) };
-        match uplink.hear(self.record)? {
-            Heard::Nothing => {}
-            Heard::GaveUp(how) => {
-                tracing::error!("the gateway died again and again ({how}): the command goes on without a network");
-            }
-        }
-        Ok(None)
-    }
-
     /// Let CMD go when everything it needs is there.
     fn go_if_ready(&mut self) -> Result<(), SandboxError> {
-        let network = self.plan.mode != Mode::Private || self.connected;
         if self.mounted
-            && network
+            && self.connected
             && !self.let_go
             && let Some(init) = &self.init_socket
         {
@@ -417,17 +374,28 @@ impl Supervisor<'_> {
     /// Close everything, see that everybody has ended, mend the terminal.
     fn finish(self, terminal: Option<Terminal>, failed: bool) {
         // The signals stay blocked to the end: the terminal may be mended from the background.
-        let Supervisor { agent, agent_socket, init_socket, uplink, by_signal, signals: _signals, .. } = self;
-        let gateway = uplink.and_then(Uplink::end);
+        let Supervisor { agent, agent_socket, init_socket, uplinks, by_signal, signals: _signals, .. } = self;
+        let (gateways, record) = uplinks.end();
         drop((init_socket, agent_socket));
         end_child(agent);
         // The gateway sees its connection close, delivers what the sandbox had sent, and ends by itself; what takes
         // time then (the kernel taking down the link) nobody needs to wait for.
-        drop(gateway);
+        drop((gateways, record));
         if let Some(terminal) = terminal {
             terminal.restore(by_signal || failed);
         }
     }
+}
+
+/// For poll(2), which counts milliseconds: not before the time has come.
+pub(super) fn round_up(timeout: Option<Duration>) -> PollTimeout {
+    let milliseconds = timeout.map(|timeout| timeout + Duration::from_micros(999));
+    milliseconds.map_or(PollTimeout::NONE, |t| PollTimeout::try_from(t).unwrap_or(PollTimeout::MAX))
+}
+
+fn go_on_without(GaveUp { network, is_private, how }: &GaveUp) {
+    let network = if *is_private { "a network".to_owned() } else { format!("the network {network}") };
+    tracing::error!("the gateway died again and again ({how}): the command goes on without {network}");
 }
 
 /// Wait for a child that is about to end, and kill it when it does not.

@@ -1,41 +1,42 @@
-//! A supervisor's way to its gateway: the process, the link it carries, the host it is told of.
+//! A sandbox's way to one network: its place there, the link, and the gateway that carries the link's frames.
 //!
 //! # Theory of operation
 //!
-//! `run` and `attach` serve a sandbox in the same manner, and this is the manner. The gateway is started while the
-//! agent still makes the interface; the link is handed over when it comes ([`Uplink::give_link`]); from then on the
-//! supervisor's loop waits for [`Uplink::connection`] and [`Uplink::host_fds`], and calls [`Uplink::hear`] and
-//! [`Uplink::look_at_host`].
+//! A sandbox has an uplink for each network it is on, all of them with the same supervisor ([`super::uplinks`]). An
+//! uplink's gateway is a process of its own on a private network, and the one of all shared networks otherwise; either
+//! is spoken to over a connection that is this uplink's alone.
 //!
-//! The supervisor keeps a duplicate of the link, so that a gateway that dies can be replaced: another is started and
-//! handed the same. Its connections are lost, the sandbox goes on. One that dies before any has carried a frame is an
-//! error: it would not be different the next time. So is one that dies again and again: after [`REPLACEMENTS`] within
-//! [`WINDOW`] no more are started ([`Heard::GaveUp`]).
+//! ```text
+//! wanted ── start ──> started ── link there, nothing left to reset ──> handed over ── Attached ──> attached
+//!    ^                                                                      │                          │
+//!    └───────────────────────── the connection closes ──────────────────────┴──────────────────────────┘
+//! ```
 //!
-//! What a gateway is given besides the link is kept as well, and given to the next one: published ports
-//! ([`super::ports`]), and listeners inside for `--reach`. The connection to the agent that makes sockets inside is
-//! made anew for each gateway. The order is: link, listeners inside, agent, ports; the network works when the ports
-//! that the command line asks for are served.
-//!
-//! At the end the ports are taken back first, and it is waited for that, so that they are free when the supervisor is
-//! gone: for [`RELEASE`], after which the gateway is killed.
-use std::collections::{BTreeSet, VecDeque};
+//! The supervisor keeps a duplicate of the link, so that a gateway that dies can be replaced: another is started, or
+//! found, and handed the same. Its connections are lost, the sandbox goes on. Before the next one gets the link, what
+//! went through the dead one is reset inside, for which the agent has [`RESET`]: so nothing new is hit, and nothing old
+//! is left to wait. One that dies before any has carried a frame is an error: it would not be different the next time.
+//! Only a shared gateway may have been about to end when it was found, so another is looked for, up to [`SEARCH`].
+//! After [`REPLACEMENTS`] within [`WINDOW`] no more are started.
+use std::collections::VecDeque;
+use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::SockRef;
 
-use super::SandboxError;
-use super::message::ToAgent;
-use super::ports::{Inner, PortKeeper, reach_batches};
+use super::link::Addresses;
+use super::message::Gone;
+use super::order::Order;
 use crate::control::client::{GatewayProcess, SpawnError};
 use crate::control::messages::{FromGateway, ToGateway};
-use crate::control::state::{Registration, SandboxState};
-use crate::control::wire;
-use crate::host::watch::HostWatch;
-use crate::plan::{Endpoint, LinkKind, Logging, Network, Ports, Protocol, Reached};
-use crate::sys::scm;
+use crate::control::state::StateDir;
+use crate::control::wire::WireError;
+use crate::plan::{HostView, LinkChoice, LinkKind, Logging, Network, Seat};
+use crate::sys::scm::ScmError;
 
 /// How long the processes of a sandbox may take to end after their sockets are closed, before they are killed.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
@@ -44,142 +45,99 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 const REPLACEMENTS: usize = 3;
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// How long a gateway may take to close its listeners when the sandbox has ended.
-const RELEASE: Duration = Duration::from_millis(200);
+/// How long a shared gateway that serves is looked for, and the pause in between.
+const SEARCH: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(50);
 
-/// What a gateway is to do; the same for each that is started.
-pub(super) struct Task<'a> {
-    /// The sandbox's place on the network.
-    pub(super) endpoint: Endpoint,
-    /// The network as it was asked for.
-    pub(super) network: &'a Network,
-    /// `--dns-search`, where it was given.
-    pub(super) search: Option<&'a [String]>,
-    /// Ports published and reached.
-    pub(super) ports: &'a Ports,
-    /// What is said.
-    pub(super) logging: Logging,
-}
+/// How long the agent may take to reset what went through a gateway that has died.
+const RESET: Duration = Duration::from_millis(500);
 
-/// A sandbox in the state directory, and what is written there of it.
-pub(super) struct Record {
-    /// The entry.
-    pub(super) registration: Registration,
-    /// What `ps` and `inspect` show.
-    pub(super) state: SandboxState,
-}
-
-impl Record {
-    /// Write the state down.
-    pub(super) fn publish(&mut self) -> Result<(), SandboxError> {
-        Ok(self.registration.publish(&self.state)?)
-    }
-}
-
-/// What a gateway had to say.
+/// What becomes of an uplink whose gateway has closed the connection.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Heard {
-    /// Nothing that concerns the sandbox's course.
-    Nothing,
-    /// It died once too often and is not replaced; how.
+pub(super) enum Fate {
+    /// Another gateway is looked for; nothing has worked yet.
+    Again,
+    /// Another takes its place. The old one's end, for the person.
+    Replaced(String),
+    /// It has never worked, and will not; why.
+    Failed(String),
+    /// It died once too often; how.
     GaveUp(String),
 }
 
-/// The gateway of one sandbox, and what the next one would need.
-pub(super) struct Uplink<'a> {
-    task: Task<'a>,
-    watch: HostWatch,
-    /// `None` before the start, and when there is to be no other.
+/// A sandbox's way to one network.
+pub(super) struct Uplink {
+    /// Its number among those of the sandbox, never given again; that of the order for its interface, too.
+    pub(super) number: u64,
+    /// The place.
+    pub(super) seat: Seat,
+    /// How its interface is made.
+    pub(super) order: Order,
     gateway: Option<GatewayProcess>,
+    /// When to start another, where there is none.
+    start_at: Option<Instant>,
+    /// When the first was started.
+    since: Instant,
     replacements: Replacements,
     /// A duplicate of what the gateway has.
     link: Option<(LinkKind, OwnedFd)>,
-    /// Listeners inside, for `--reach`.
-    reached: Vec<(Reached, OwnedFd)>,
-    ports: PortKeeper,
+    /// The gateway has been told everything.
+    handed_over: bool,
     /// The gateway carries frames.
     attached: bool,
-    /// The gateway has a connection to the agent.
-    joined: bool,
     /// Some gateway has carried frames.
     has_worked: bool,
-    /// Some gateway has served all that was there at the start.
-    has_started: bool,
+    /// Connections are being reset; until when that is waited for.
+    resetting: Option<Instant>,
+    /// It is being taken away: no other gateway is wanted.
+    pub(super) leaving: bool,
 }
 
-impl<'a> Uplink<'a> {
+impl Uplink {
     /// No gateway and no link yet.
-    pub(super) fn new(task: Task<'a>, watch: HostWatch) -> Uplink<'a> {
-        let ports = PortKeeper::new(&task.endpoint.id, &task.endpoint.name, task.ports);
+    pub(super) fn new(number: u64, seat: Seat, order: Order) -> Uplink {
         Uplink {
-            task,
-            watch,
+            number,
+            seat,
+            order,
             gateway: None,
+            start_at: None,
+            since: Instant::now(),
             replacements: Replacements::default(),
             link: None,
-            reached: Vec::new(),
-            ports,
+            handed_over: false,
             attached: false,
-            joined: false,
             has_worked: false,
-            has_started: false,
+            resetting: None,
+            leaving: false,
         }
     }
 
-    /// Start the first gateway.
-    pub(super) fn start_gateway(&mut self) -> Result<(), SpawnError> {
-        let gateway = GatewayProcess::spawn(self.task.logging)?;
+    /// Is its network shared with others?
+    pub(super) fn is_shared(&self) -> bool {
+        self.seat.network.sharing.is_some()
+    }
+
+    /// Start or find a gateway.
+    pub(super) fn start_gateway(&mut self, states: &StateDir, logging: Logging) -> Result<(), SpawnError> {
+        self.start_at = None;
+        let gateway =
+            if self.is_shared() { GatewayProcess::join(states, logging) } else { GatewayProcess::spawn(logging) }?;
         // One that does not read must not stop the supervisor. Where this fails it may.
         let _ = SockRef::from(&gateway.connection().as_fd()).set_write_timeout(Some(PATIENCE));
         self.gateway = Some(gateway);
-        (self.attached, self.joined) = (false, false);
+        (self.attached, self.handed_over) = (false, false);
         Ok(())
     }
 
-    /// Bind the ports that the command line asks for. Call it after the forks: nobody else is to have them.
-    pub(super) fn bind_ports(&mut self) -> Result<(), SandboxError> {
-        Ok(self.ports.bind(self.task.ports)?)
+    /// Is another gateway to be started now?
+    pub(super) fn wants_gateway(&self, now: Instant) -> bool {
+        self.gateway.is_none() && !self.leaving && self.start_at.is_some_and(|at| at <= now)
     }
 
-    /// Listeners inside have come. The link comes after them.
-    pub(super) fn keep_reached(&mut self, reached: Vec<Reached>, sockets: Vec<OwnedFd>) {
-        self.reached.extend(reached.into_iter().zip(sockets));
-    }
-
-    /// The listeners inside, made for `--reach`.
-    pub(super) fn reached(&self) -> Vec<Reached> {
-        self.reached.iter().map(|(reached, _)| *reached).collect()
-    }
-
-    /// The sandbox listens on these ports now (`-p auto`).
-    pub(super) fn follow(&mut self, tcp: Vec<u16>, udp: Vec<u16>) {
-        if self.gateway.is_none() {
-            return;
-        }
-        let tcp = tcp.into_iter().map(|port| (Protocol::Tcp, port));
-        let listening: BTreeSet<Inner> = tcp.chain(udp.into_iter().map(|port| (Protocol::Udp, port))).collect();
-        self.ports.follow(listening);
-    }
-
-    /// Is an agent needed, which makes sockets inside?
-    pub(super) fn needs_agent(&self) -> bool {
-        self.gateway.is_some() && !self.ports.is_empty()
-    }
-
-    /// The agent has gone, or there is another one.
-    pub(super) fn forget_agent(&mut self) {
-        self.joined = false;
-    }
-
-    /// The link is there: the gateway gets it.
-    pub(super) fn give_link(&mut self, kind: LinkKind, link: OwnedFd, record: &mut Record) -> Result<(), SandboxError> {
-        self.link = Some((kind, link));
-        self.hand_over(record)
-    }
-
-    /// Has the link come?
-    pub(super) fn has_link(&self) -> bool {
-        self.link.is_some()
+    /// Is there a gateway, or will there be one?
+    pub(super) fn has_gateway(&self) -> bool {
+        self.gateway.is_some() || self.start_at.is_some()
     }
 
     /// The gateway's connection; when readable, call [`hear`](Self::hear).
@@ -187,198 +145,237 @@ impl<'a> Uplink<'a> {
         self.gateway.as_ref().map(|gateway| gateway.connection().as_fd())
     }
 
-    /// When readable, call [`look_at_host`](Self::look_at_host).
-    pub(super) fn host_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.watch.fds()
+    /// When it wants to be looked at again.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        [self.start_at, self.resetting].into_iter().flatten().min()
     }
 
-    /// How long to wait at most before [`look_at_host`](Self::look_at_host).
-    pub(super) fn refresh_interval(&self) -> Option<Duration> {
-        self.watch.refresh_interval()
+    /// The link is there.
+    pub(super) fn keep_link(&mut self, kind: LinkKind, link: OwnedFd) {
+        self.link = Some((kind, link));
     }
 
-    /// The host may have changed: tell the gateway.
-    pub(super) fn look_at_host(&mut self) {
-        let changed = self.watch.handle_ready();
-        let changed = changed.or_else(|| self.watch.refresh_interval().and_then(|_| self.watch.refresh()));
-        // Before the link is handed over there is nothing to correct: the view goes with it.
-        if let (Some(host), Some(gateway), true) = (changed, &self.gateway, self.link.is_some()) {
-            // A gateway that has just died is heard next, and the one that replaces it gets the new view.
-            let _ = gateway.connection().send(&ToGateway::HostChanged { host }, &[]);
+    /// Has the link come?
+    pub(super) fn has_link(&self) -> bool {
+        self.link.is_some()
+    }
+
+    /// Does the gateway carry frames?
+    pub(super) fn is_attached(&self) -> bool {
+        self.attached
+    }
+
+    /// Has any gateway ever carried frames?
+    pub(super) fn has_worked(&self) -> bool {
+        self.has_worked
+    }
+
+    /// Has the gateway been told everything?
+    pub(super) fn is_handed_over(&self) -> bool {
+        self.handed_over
+    }
+
+    /// The agent has reset what was to be reset.
+    pub(super) fn handle_reset(&mut self) {
+        self.resetting = None;
+    }
+
+    /// May the gateway be given the link now?
+    pub(super) fn is_ready(&mut self, now: Instant) -> bool {
+        if self.resetting.is_some_and(|until| until <= now) {
+            self.resetting = None;
+        }
+        self.gateway.is_some() && self.link.is_some() && !self.handed_over && self.resetting.is_none() && !self.leaving
+    }
+
+    /// Give the gateway the link; `api` is the listener of the sandbox's API, if it is to serve that.
+    pub(super) fn hand_over(
+        &mut self,
+        network: Network,
+        host: HostView,
+        api: Option<BorrowedFd<'_>>,
+    ) -> Result<(), WireError> {
+        let (Some(gateway), Some((kind, link))) = (&self.gateway, &self.link) else { return Ok(()) };
+        let endpoint = self.seat.endpoint.clone();
+        let message = ToGateway::Attach { network, endpoint, link: *kind, host, api: api.is_some() };
+        let fds: Vec<BorrowedFd<'_>> = [link.as_fd()].into_iter().chain(api).collect();
+        self.handed_over = true;
+        unless_gone(gateway.connection().send(&message, &fds))
+    }
+
+    /// Tell the gateway something. That it has gone is heard next, and no error here.
+    pub(super) fn tell(&self, message: &ToGateway, fds: &[BorrowedFd<'_>]) -> Result<(), WireError> {
+        unless_gone(self.send(message, fds))
+    }
+
+    /// Tell the gateway something.
+    pub(super) fn send(&self, message: &ToGateway, fds: &[BorrowedFd<'_>]) -> Result<(), WireError> {
+        match &self.gateway {
+            Some(gateway) => gateway.connection().send(message, fds),
+            None => Err(ScmError::Send(io::ErrorKind::NotConnected.into()).into()),
         }
     }
 
-    /// The gateway has said something, or has ended.
-    ///
-    /// # Errors
-    /// When the sandbox cannot be served.
-    pub(super) fn hear(&mut self, record: &mut Record) -> Result<Heard, SandboxError> {
-        let Some(gateway) = &self.gateway else { return Ok(Heard::Nothing) };
-        let message = match gateway.connection().recv() {
+    /// What the gateway has said; `None` when its connection has closed. What it says that means no more than that is
+    /// dealt with here.
+    pub(super) fn hear(&mut self) -> Result<Option<FromGateway>, WireError> {
+        let Some(gateway) = &self.gateway else { return Ok(None) };
+        match gateway.connection().recv() {
             // One that has worked and now talks nonsense is as good as dead.
             Err(error) if self.has_worked => {
                 tracing::error!("{error}");
-                None
+                Ok(None)
             }
-            message => message?,
-        };
-        match message {
-            Some(FromGateway::Attached) => (self.attached, self.has_worked) = (true, true),
-            // It ends now, which is heard next.
-            Some(FromGateway::Refused { reason }) if self.has_worked => {
-                tracing::error!("the new gateway cannot serve the sandbox: {reason}");
+            Ok(Some(FromGateway::Attached)) => {
+                (self.attached, self.has_worked) = (true, true);
+                Ok(Some(FromGateway::Attached))
             }
-            Some(FromGateway::Refused { reason }) => return Err(SandboxError::Inside(reason)),
-            Some(FromGateway::Done { request, error }) => self.ports.handle_done(request, error),
-            Some(FromGateway::WantPublish { request, spec, proxy, from }) => {
-                self.ports.want_publish(request, &spec, proxy, &from);
-            }
-            Some(FromGateway::WantUnpublish { request, spec }) => self.ports.want_unpublish(request, &spec),
-            Some(FromGateway::Linked { .. }) => {}
-            Some(FromGateway::Notice { text }) => tracing::warn!("{text}"),
-            None => return self.replace(record),
+            other => other,
         }
-        Ok(Heard::Nothing)
     }
 
-    /// After everything that was heard: give the gateway what it is to have next. `agent` is the socket to the agent
-    /// that makes sockets inside, where there is one. True when the network has begun to work, all that was there at
-    /// the start included.
-    ///
-    /// # Errors
-    /// When a port that the command line asks for cannot be served.
-    pub(super) fn go_on(&mut self, agent: Option<&OwnedFd>, record: &mut Record) -> Result<bool, SandboxError> {
-        let Some(gateway) = &self.gateway else { return Ok(false) };
-        if let (Some(agent), true, false) = (agent, self.link.is_some(), self.joined) {
-            let (ours, theirs) = scm::pair().map_err(SandboxError::io("make a socket pair"))?;
-            // Whichever of them has gone is heard next.
-            let _ = wire::send(agent, &ToAgent::Inside, &[theirs.as_fd()]);
-            let _ = gateway.connection().send(&ToGateway::Inside, &[ours.as_fd()]);
-            self.joined = true;
+    /// The gateway has closed its connection, or is of no use any more.
+    pub(super) fn handle_end(&mut self, now: Instant) -> Fate {
+        (self.attached, self.handed_over) = (false, false);
+        let how = match self.gateway.take() {
+            Some(gateway) => match gateway.stop(PATIENCE) {
+                Ok(ended) => ended.to_string(),
+                Err(error) => error.to_string(),
+            },
+            None => "its connection closed".to_owned(),
+        };
+        if self.leaving {
+            return Fate::GaveUp(how);
         }
-        if !self.attached {
-            return Ok(false);
+        if !self.has_worked {
+            if self.is_shared() && now.duration_since(self.since) < SEARCH {
+                self.start_at = Some(now + PAUSE);
+                return Fate::Again;
+            }
+            return Fate::Failed(format!("the gateway ended before it carried a frame ({how})"));
         }
-        let outcome = self.ports.advance(|message, fds| gateway.connection().send(message, fds))?;
-        if let Some(why) = outcome.broken {
-            tracing::error!("the gateway cannot be told of ports and is killed: {why}");
-            // Its end is heard next, and another takes its place.
+        if !self.replacements.allow(now) {
+            return Fate::GaveUp(how);
+        }
+        self.start_at = Some(now);
+        self.resetting = Some(now + RESET);
+        Fate::Replaced(how)
+    }
+
+    /// No other gateway is to be started.
+    pub(super) fn give_up(&mut self) {
+        self.gateway = None;
+        self.start_at = None;
+        (self.attached, self.handed_over) = (false, false);
+    }
+
+    /// What went through a gateway that has died.
+    pub(super) fn gone(&self) -> Gone {
+        let Seat { endpoint, network, .. } = &self.seat;
+        let own: Vec<IpAddr> = endpoint
+            .v4
+            .map(IpAddr::V4)
+            .into_iter()
+            .chain(endpoint.v6.map(IpAddr::V6))
+            .chain([endpoint.mac.link_local().into()])
+            .collect();
+        // On a network of its own a sandbox has nobody beside it but the gateway; its own addresses are not reached
+        // through one.
+        let neighbors = if self.is_shared() {
+            let v4 = network.v4.map(|l| IpNet::V4(l.subnet));
+            let link_local = std::iter::once(IpNet::from(LINK_LOCAL));
+            v4.into_iter().chain(network.v6.map(|l| IpNet::V6(l.subnet))).chain(link_local).collect()
+        } else {
+            own.iter().map(|ip| IpNet::from(*ip)).collect()
+        };
+        let v4 = network.v4.into_iter().flat_map(|l| [l.gateway, l.dns]).map(IpAddr::V4);
+        let v6 = network.v6.into_iter().flat_map(|l| [l.gateway, l.dns]).map(IpAddr::V6);
+        let gateways = v4.chain(v6).chain([network.gateway_link_local().into()]).collect();
+        Gone { own, neighbors, gateways }
+    }
+
+    /// The gateway is of no use: end its process, where it is this sandbox's alone; otherwise only the connection.
+    pub(super) fn kill(&mut self) {
+        if let Some(gateway) = &self.gateway {
             gateway.kill();
         }
-        if outcome.changed {
-            self.write_down(record);
-        }
-        let works = outcome.started && !self.has_started;
-        self.has_started |= works;
-        Ok(works)
     }
 
-    /// What is published is to be seen in `ps` and `inspect`. That it is not must not end a sandbox.
-    fn write_down(&self, record: &mut Record) {
-        let ports = self.ports.published();
-        if record.state.ports != ports {
-            record.state.ports = ports;
-            if let Err(error) = record.publish() {
-                tracing::warn!("`tapline ps` does not show the published ports: {error}");
+    /// Let go of the link; the gateway's process, where it is this sandbox's alone, for who wants to wait for its end.
+    /// Without that it ends by itself.
+    pub(super) fn end(self) -> Option<GatewayProcess> {
+        let is_shared = self.is_shared();
+        self.gateway.filter(|_| !is_shared)
+    }
+
+    /// Have the gateway close ports, and wait for it until `deadline`. True also when it has ended.
+    pub(super) fn take_back(&self, message: &ToGateway, deadline: Instant) -> bool {
+        let (Some(gateway), ToGateway::Unpublish { request: ours, .. }) = (&self.gateway, message) else { return true };
+        let connection = gateway.connection();
+        if connection.send(message, &[]).is_err() {
+            return self.has_ended();
+        }
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut fds = [PollFd::new(connection.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO)) {
+                Err(nix::Error::EINTR) => continue,
+                Ok(1..) => {}
+                _ => return false,
+            }
+            match connection.recv() {
+                Ok(Some(FromGateway::Done { request, .. })) if request == *ours => return true,
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return self.has_ended(),
             }
         }
     }
 
-    fn hand_over(&mut self, record: &mut Record) -> Result<(), SandboxError> {
-        let (Some(gateway), Some((kind, link))) = (&self.gateway, &self.link) else { return Ok(()) };
-        // The directory may have been removed since.
-        let repaired = record.registration.repair();
-        let api = match repaired.and_then(|_| record.registration.bind_api()) {
-            Ok(api) => Some(api),
-            // A sandbox that works goes on without its API.
-            Err(error) if self.has_worked => {
-                tracing::warn!("the sandbox's API is not served any more: {error}");
-                None
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let host = self.watch.view().clone();
-        let network = self.task.network.announcing(self.task.search, &host);
-        let endpoint = self.task.endpoint.clone();
-        let message = ToGateway::Attach { network, endpoint, link: *kind, host, api: api.is_some() };
-        let fds: Vec<BorrowedFd<'_>> = [link.as_fd()].into_iter().chain(api.as_ref().map(AsFd::as_fd)).collect();
-        gateway.connection().send(&message, &fds)?;
-        let reached = self.reached();
-        let mut sockets = self.reached.iter().map(|(_, socket)| socket.as_fd());
-        for batch in reach_batches(&reached) {
-            let fds: Vec<BorrowedFd<'_>> = sockets.by_ref().take(batch.len()).collect();
-            gateway.connection().send(&ToGateway::Reach { reached: batch.to_vec() }, &fds)?;
-        }
-        self.ports.begin(!self.has_started);
-        Ok(())
-    }
-
-    /// The gateway has closed its connection: say how it ended, and start another.
-    fn replace(&mut self, record: &mut Record) -> Result<Heard, SandboxError> {
-        let Some(gateway) = self.gateway.take() else { return Ok(Heard::Nothing) };
-        self.attached = false;
-        let how = match gateway.stop(PATIENCE) {
-            Ok(ended) => ended.to_string(),
-            Err(error) => error.to_string(),
-        };
-        if !self.has_worked {
-            return Err(SandboxError::Inside(format!("the gateway ended before it carried a frame ({how})")));
-        }
-        if !self.replacements.allow(Instant::now()) {
-            return Ok(self.give_up(record, how));
-        }
-        tracing::error!("the gateway died ({how}): its connections are lost, starting another");
-        // What has worked once does not end for want of another gateway.
-        if let Err(error) = self.start_gateway().map_err(SandboxError::from).and_then(|()| self.hand_over(record)) {
-            self.gateway = None;
-            return Ok(self.give_up(record, error.to_string()));
-        }
-        Ok(Heard::Nothing)
-    }
-
-    fn give_up(&mut self, record: &mut Record, why: String) -> Heard {
-        // Better refused than accepted by nobody.
-        self.ports.release();
-        self.write_down(record);
-        Heard::GaveUp(why)
-    }
-
-    /// Let go of ports and link; the gateway, for who wants to wait for its end. Without that it ends by itself.
-    pub(super) fn end(mut self) -> Option<GatewayProcess> {
-        let messages = self.ports.release();
-        let gateway = self.gateway?;
-        let deadline = Instant::now() + RELEASE;
-        if self.attached && !messages.iter().all(|message| take_back(&gateway, message, deadline)) {
-            if let Err(error) = gateway.stop(Duration::ZERO) {
-                tracing::debug!("the gateway cannot be killed: {error}");
-            }
-            return None;
-        }
-        Some(gateway)
+    fn has_ended(&self) -> bool {
+        self.gateway.as_ref().is_none_or(GatewayProcess::has_ended)
     }
 }
 
-/// Have the gateway close ports, and wait for it. True also when it has ended.
-fn take_back(gateway: &GatewayProcess, message: &ToGateway, deadline: Instant) -> bool {
-    let ToGateway::Unpublish { request: ours, .. } = message else { return true };
-    let connection = gateway.connection();
-    if connection.send(message, &[]).is_err() {
-        return gateway.has_ended();
+/// fe80::/10 (RFC 4291 section 2.5.6).
+const LINK_LOCAL: ipnet::Ipv6Net = ipnet::Ipv6Net::new_assert(std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10);
+
+/// How an endpoint's interface is made.
+pub(super) fn order(seat: &Seat, name: Option<String>, link: LinkChoice, configure: bool) -> Order {
+    let Seat { endpoint, network, default_route } = seat;
+    let is_open = network.sharing.is_none_or(|sharing| !sharing.internal);
+    let v4 = network.v4.zip(endpoint.v4).map(|(layout, address)| Addresses {
+        address,
+        prefix: layout.subnet.prefix_len(),
+        gateway: is_open.then_some(layout.gateway),
+    });
+    let v6 = network.v6.zip(endpoint.v6).map(|(layout, address)| Addresses {
+        address,
+        prefix: layout.subnet.prefix_len(),
+        gateway: is_open.then_some(layout.gateway),
+    });
+    Order {
+        name,
+        mac: endpoint.mac,
+        mtu: network.mtu,
+        link,
+        configure,
+        v4,
+        v6,
+        default_route: *default_route,
+        own_table: network.sharing.is_some(),
     }
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let mut fds = [PollFd::new(connection.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO)) {
-            Err(nix::Error::EINTR) => continue,
-            Ok(1..) => {}
-            _ => return false,
-        }
-        match connection.recv() {
-            Ok(Some(FromGateway::Done { request, .. })) if request == *ours => return true,
-            Ok(Some(_)) => {}
-            Ok(None) | Err(_) => return gateway.has_ended(),
-        }
+}
+
+fn unless_gone(sent: Result<(), WireError>) -> Result<(), WireError> {
+    match sent {
+        Err(WireError::Connection(ScmError::Send(error))) if is_gone(&error) => Ok(()),
+        other => other,
     }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    let gone = [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset, io::ErrorKind::NotConnected];
+    gone.contains(&error.kind())
 }
 
 /// When gateways were replaced.

@@ -39,7 +39,7 @@ use tokio::time::{sleep, timeout};
 use super::super::api::{self, ApiState, SandboxInfo};
 use super::super::messages::{FromGateway, ToGateway};
 use super::super::wire::{self, WireError};
-use super::check::{Request, check_attach, set_nonblocking};
+use super::check::{Request, check_api, check_attach, set_nonblocking};
 use super::mouth::{self, Mouth};
 use super::ports::Ports;
 use super::{BACKLOG, GRACE, GatewayError};
@@ -437,6 +437,10 @@ impl Hub {
                 }
                 Ok(_) => self.say(place, "this gateway serves one sandbox only, and listens nowhere".to_owned()),
                 Err(fds) => self.say(place, format!("{} descriptors came with `listen`, 1 was expected", fds.len())),
+            },
+            ToGateway::Api => match <[OwnedFd; 1]>::try_from(fds) {
+                Ok([listener]) if check_api(&listener).is_ok() => self.serve_api(&place.id, listener.into()),
+                _ => self.say(place, "what came with `api` is not a listening Unix socket".to_owned()),
             },
             ToGateway::HostChanged { host } => self.handle_host(&place.id, &host),
             message @ (ToGateway::Inside

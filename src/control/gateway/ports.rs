@@ -76,7 +76,7 @@ impl Ports {
                 Err(error) => return Ok(Some(format!("ports of the host cannot be reached: {error}"))),
             },
             ToGateway::Answer { request, failure } => self.then(Step::Answered { request, failure }),
-            ToGateway::Attach { .. } | ToGateway::HostChanged { .. } | ToGateway::Listen => {}
+            ToGateway::Attach { .. } | ToGateway::HostChanged { .. } | ToGateway::Listen | ToGateway::Api => {}
         }
         Ok(None)
     }

@@ -1,0 +1,212 @@
+//! A sandbox's places on its networks: made of what was asked for and of the addresses that were taken; and what is
+//! written of them in the state directory.
+use std::net::IpAddr;
+
+use super::SandboxError;
+use super::order::Order;
+use super::uplink;
+use crate::control::networks::{Networks, Place};
+use crate::control::state::{Registration, SandboxState};
+use crate::plan::{
+    self, Access, Endpoint, Expose, HostTarget, Join, LinkChoice, Logging, Mode, Names, Network, Ports, Run,
+    SandboxLink, Seat,
+};
+
+/// What is the same for all of a sandbox's places.
+#[derive(Clone, Debug)]
+pub(super) struct About {
+    /// The sandbox's id.
+    pub(super) id: String,
+    /// Its name.
+    pub(super) name: String,
+    /// `--dns-search`, where it was given; announced on a network of its own.
+    pub(super) search: Option<Vec<String>>,
+    /// What is said.
+    pub(super) logging: Logging,
+    /// What kind of link it has.
+    pub(super) link: LinkChoice,
+    /// `--link`.
+    pub(super) links: Vec<SandboxLink>,
+    /// What it may reach besides.
+    pub(super) access: Access,
+    /// What a link to it opens.
+    pub(super) exposed: Vec<Expose>,
+    /// Its own files; `None` where it has none (`attach`).
+    pub(super) names: Option<Names>,
+    /// `--default-net`.
+    pub(super) default_net: Option<String>,
+    /// `--on`.
+    pub(super) publish_on: Option<String>,
+}
+
+impl About {
+    /// Of `run`.
+    pub(super) fn of_run(plan: &Run) -> About {
+        About {
+            id: plan.id.clone(),
+            name: plan.name.clone(),
+            search: plan.names.search.clone(),
+            logging: plan.logging,
+            link: plan.interface.link,
+            links: plan.links.clone(),
+            access: plan.access,
+            exposed: exposed(&plan.ports),
+            names: Some(plan.names.clone()),
+            default_net: plan.default_net.clone(),
+            publish_on: plan.publish_on.clone(),
+        }
+    }
+
+    /// Of `attach`.
+    pub(super) fn of_attach(plan: &plan::Attach) -> About {
+        About {
+            id: plan.id.clone(),
+            name: plan.name.clone(),
+            search: plan.search.clone(),
+            logging: plan.logging,
+            link: plan.interface.link,
+            links: Vec::new(),
+            access: Access::default(),
+            exposed: exposed(&plan.ports),
+            names: None,
+            default_net: None,
+            publish_on: None,
+        }
+    }
+}
+
+/// What `-p` and `--expose` name.
+fn exposed(ports: &Ports) -> Vec<Expose> {
+    let mut all: Vec<Expose> = Vec::new();
+    let published = ports.publish.iter().map(|spec| Expose { ports: spec.sandbox, protocol: spec.protocol });
+    for expose in published.chain(ports.expose.iter().copied()) {
+        if !all.contains(&expose) {
+            all.push(expose);
+        }
+    }
+    all
+}
+
+/// The places that a sandbox is to have from the start, and how their interfaces are made. Its addresses on shared
+/// networks are taken for it.
+pub(super) fn of_run(
+    plan: &Run,
+    about: &About,
+    registration: &mut Registration,
+) -> Result<Vec<(Seat, Order)>, SandboxError> {
+    let mut seats = Vec::new();
+    match plan.mode {
+        Mode::Private => seats.push(private(&plan.id, &plan.name, &plan.interface, &plan.network)),
+        Mode::Bridge => {
+            let networks = Networks::open()?;
+            for join in &plan.joins {
+                let place = networks.take(registration, join)?;
+                let taken = |name: &String| plan.joins.iter().any(|join| join.ifname.as_ref() == Some(name));
+                let given = |name: &String| seats.iter().any(|seat: &Seat| seat.endpoint.ifname == *name);
+                let free = || (0..).map(|n| format!("eth{n}")).find(|name| !taken(name) && !given(name));
+                let ifname = join.ifname.clone().or_else(free).unwrap_or_default();
+                seats.push(seat(about, join, place, ifname));
+            }
+            choose_default(&mut seats, plan.default_net.as_deref());
+        }
+        Mode::None | Mode::Host | Mode::Container => {}
+    }
+    for (what, named) in [("--default-net", &plan.default_net), ("--on", &plan.publish_on)] {
+        if let Some(name) = named
+            && !seats.iter().any(|seat| seat.network.name == *name)
+        {
+            return Err(SandboxError::Inside(format!(
+                "{what} {name}: the sandbox is not on that network; name one that --net names"
+            )));
+        }
+    }
+    let configure = plan.interface.configure || plan.mode != Mode::Private;
+    Ok(with_orders(seats, plan.interface.link, configure))
+}
+
+/// Likewise for `attach`.
+pub(super) fn of_attach(plan: &plan::Attach) -> Vec<(Seat, Order)> {
+    let seat = private(&plan.id, &plan.name, &plan.interface, &plan.network);
+    with_orders(vec![seat], plan.interface.link, plan.interface.configure)
+}
+
+fn with_orders(seats: Vec<Seat>, link: LinkChoice, configure: bool) -> Vec<(Seat, Order)> {
+    let order = |seat: &Seat| uplink::order(seat, Some(seat.endpoint.ifname.clone()), link, configure);
+    seats.into_iter().map(|seat| (seat.clone(), order(&seat))).collect()
+}
+
+/// The place on a network that a sandbox has for itself.
+fn private(id: &str, name: &str, interface: &plan::Interface, network: &Network) -> Seat {
+    let endpoint = Endpoint {
+        id: id.to_owned(),
+        name: name.to_owned(),
+        ifname: interface.name.clone(),
+        mac: interface.mac,
+        v4: network.v4.map(|l| l.sandbox),
+        v6: network.v6.map(|l| l.sandbox),
+        ..Endpoint::default()
+    };
+    Seat { endpoint, network: network.clone(), default_route: true }
+}
+
+/// A place on a shared network. It does not have the default route.
+pub(super) fn seat(about: &About, join: &Join, place: Place, ifname: String) -> Seat {
+    let Place { network, v4, v6, mac, .. } = place;
+    let given = about.names.as_ref().map(|names| names.servers.clone()).unwrap_or_default();
+    let endpoint = Endpoint {
+        id: about.id.clone(),
+        name: about.name.clone(),
+        ifname,
+        mac,
+        v4,
+        v6,
+        aliases: join.aliases.clone(),
+        links: about.links.clone(),
+        exposed: about.exposed.clone(),
+        access: about.access,
+        names: about.names.as_ref().map(|names| own_names(names, &network)).unwrap_or_default(),
+        dns_servers: if given.is_empty() { network.dns_servers.clone() } else { given },
+    };
+    Seat { endpoint, network, default_route: false }
+}
+
+/// `--add-host`, as the DNS address answers it.
+fn own_names(names: &Names, network: &Network) -> Vec<(String, IpAddr)> {
+    let gateways: Vec<IpAddr> = gateways(network).collect();
+    let addresses = |target: &HostTarget| match target {
+        HostTarget::Address(address) => vec![*address],
+        HostTarget::Gateway => gateways.clone(),
+    };
+    let lower = |name: &str| name.trim_end_matches('.').to_ascii_lowercase();
+    names.hosts.iter().flat_map(|(name, to)| addresses(to).into_iter().map(move |ip| (lower(name), ip))).collect()
+}
+
+fn gateways(network: &Network) -> impl Iterator<Item = IpAddr> {
+    let v4 = network.v4.map(|l| IpAddr::V4(l.gateway));
+    v4.into_iter().chain(network.v6.map(|l| IpAddr::V6(l.gateway)))
+}
+
+/// Does the network lead anywhere else?
+pub(super) fn is_open(network: &Network) -> bool {
+    network.sharing.is_none_or(|sharing| !sharing.internal)
+}
+
+/// The default route leads through the network named, else through the first that leads anywhere.
+fn choose_default(seats: &mut [Seat], named: Option<&str>) {
+    let open = |seat: &Seat| is_open(&seat.network);
+    let chosen = seats
+        .iter()
+        .position(|seat| open(seat) && Some(seat.network.name.as_str()) == named)
+        .or_else(|| seats.iter().position(open));
+    if let Some(at) = chosen {
+        seats[at].default_route = true;
+    }
+}
+
+/// What `ps` and `inspect` show of them.
+pub(super) fn write_down(state: &mut SandboxState, seats: Vec<Seat>) {
+    let first = seats.iter().find(|seat| seat.default_route).or(seats.first());
+    state.v4 = first.and_then(|seat| seat.endpoint.v4);
+    state.v6 = first.and_then(|seat| seat.endpoint.v6);
+    state.endpoints = seats;
+}
