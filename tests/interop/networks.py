@@ -542,7 +542,7 @@ def networks_of_others(lab):
     listed = [json.loads(line) for line in tapline(lab, "ps", "--format", "json")[0].splitlines()]
     entry = next(e for e in listed if e["name"] == "web")
     for number, who in enumerate(("web", entry["id"], entry["id"][:6], str(entry["pid"]), f"ns:/proc/{entry['pid']}/ns/net")):
-        whom = who if who.startswith("ns:") and number % 2 else f"container:{who}"
+        whom = who if who.startswith("ns:") else f"container:{who}"
         beside = Box(lab, f"beside{number}", "--net", whom)
         check(beside.addresses() == web.addresses(), f"{whom}: {beside.addresses()}")
         has(beside.ask("127.0.0.1", 80, "whoami"), "127.0.0.1 ")

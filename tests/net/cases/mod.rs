@@ -20,6 +20,7 @@ mod attach;
 mod bad_input;
 mod death;
 mod names;
+mod networks;
 mod run;
 mod tcp;
 mod udp;
@@ -29,11 +30,30 @@ const OPEN: &[&str] = &["--host-loopback"];
 
 /// Every case with its name.
 pub fn all() -> Vec<(&'static str, Case)> {
-    [run::all(), attach::all(), death::all(), tcp::all(), udp::all(), names::all(), bad_input::all()].concat()
+    [
+        run::all(),
+        attach::all(),
+        death::all(),
+        tcp::all(),
+        udp::all(),
+        names::all(),
+        networks::all(),
+        bad_input::all(),
+    ]
+    .concat()
 }
 
 /// Those that run in a world.
 pub fn inner() -> Vec<(&'static str, Case)> {
-    [run::inner(), attach::inner(), death::inner(), tcp::inner(), udp::inner(), names::inner(), bad_input::inner()]
-        .concat()
+    [
+        run::inner(),
+        attach::inner(),
+        death::inner(),
+        tcp::inner(),
+        udp::inner(),
+        names::inner(),
+        networks::inner(),
+        bad_input::inner(),
+    ]
+    .concat()
 }

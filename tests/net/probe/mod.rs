@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use tapline::sys::netlink::{LinkChange, Netlink};
 
+use crate::harness;
+
 mod dns;
 mod frames;
 mod icmp;
@@ -60,6 +62,7 @@ pub fn probe(words: &[&str]) -> Result<String, String> {
         ["addresses", name] => addresses(name),
         ["set-down", name] => set_down(name),
         ["resolve", name] => resolve(name),
+        ["serve", port] => serve(port),
         ["print", path] => {
             std::fs::read_to_string(path).map(|t| t.trim_end().to_owned()).map_err(|e| format!("{path}: {e}"))
         }
@@ -222,6 +225,15 @@ fn resolve(name: &str) -> Result<String, String> {
     found.sort();
     found.dedup();
     Ok(found.join(" "))
+}
+
+/// Echo servers for TCP and UDP at every address, as long as this process lives.
+fn serve(port: &str) -> Result<String, String> {
+    let any = if harness::host_has_ipv6() { "[::]" } else { "0.0.0.0" };
+    let at = format!("{any}:{port}");
+    harness::tcp_server(&at, harness::echo);
+    harness::udp_echo(&at);
+    Ok("serving".into())
 }
 
 fn netlink() -> Result<Netlink, String> {
