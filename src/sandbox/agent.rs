@@ -3,8 +3,8 @@
 //! # Theory of operation
 //!
 //! Forked by the supervisor and never executed, so that it needs no file inside. In order: it asks to die with the
-//! supervisor; makes the user and network namespace; has its ids mapped (by itself, or by the supervisor with
-//! newuidmap); becomes undumpable, so that CMD, which is root of the same user namespace, can neither trace it nor
+//! supervisor; makes the user and network namespace, and has its ids mapped (by itself, or by the supervisor with
+//! newuidmap), or enters another sandbox's namespaces ([`super::share`]); becomes undumpable, so that CMD, which is root of the same user namespace, can neither trace it nor
 //! look into it; forks init, which makes mounts while the agent goes on with the network; makes the interfaces and
 //! hands the links' descriptors to the supervisor. From then on it waits: for init, whose end it reports, and for the
 //! supervisor's socket, whose end of file is its own end; and does what comes up later ([`super::attend`]).
@@ -25,6 +25,7 @@ use super::init::Init;
 use super::link;
 use super::message::{FromAgent, ToAgent};
 use super::order::{self, Order};
+use super::share::Door;
 use super::userns::{self, Caller};
 use crate::control::wire;
 use crate::plan::{MapUser, Mode, PidMode, Ports, Reached, Run};
@@ -37,6 +38,8 @@ pub(super) struct Agent<'a> {
     pub(super) plan: &'a Run,
     /// The interfaces it is to have from the start.
     pub(super) orders: &'a [Order],
+    /// Whose namespaces to enter in place of new ones, for mode `container`.
+    pub(super) door: Option<&'a Door>,
     /// The caller's ids.
     pub(super) caller: Caller,
     /// What init is to do.
@@ -60,18 +63,15 @@ impl Agent<'_> {
     }
 
     fn run(&self) -> Result<(), String> {
-        proc::close_own_fds_in_child(&[self.supervisor.as_fd(), self.init_socket.as_fd()])
-            .map_err(|e| format!("cannot close files: {e}"))?;
-        let with = match self.plan.mode {
-            Mode::Host | Mode::Container => CloneFlags::empty(),
-            Mode::Private | Mode::Bridge | Mode::None => CloneFlags::CLONE_NEWNET,
-        };
-        userns::enter_new(with).map_err(|e| e.to_string())?;
-        // Not earlier: a change of credentials clears it.
-        follow(self.parent)?;
-        match self.plan.map_user {
-            MapUser::Auto => self.wait_for_ids()?,
-            map => userns::map_self(self.caller, map).map_err(|e| e.to_string())?,
+        let mut kept = vec![self.supervisor.as_fd(), self.init_socket.as_fd()];
+        kept.extend(self.door.iter().flat_map(|door| door.fds()));
+        proc::close_own_fds_in_child(&kept).map_err(|e| format!("cannot close files: {e}"))?;
+        match self.door {
+            Some(door) => {
+                door.enter(self.caller)?;
+                follow(self.parent)?;
+            }
+            None => self.make_namespaces()?,
         }
         set_dumpable(false).map_err(|e| format!("cannot hide from the sandbox: {e}"))?;
         if self.plan.mode == Mode::None {
@@ -90,6 +90,21 @@ impl Agent<'_> {
         // Nothing is written to standard error from here on.
         let _ = proc::null_stdio(&[2]);
         self.wait(init, attendance)
+    }
+
+    /// The user and network namespace, and the ids in it.
+    fn make_namespaces(&self) -> Result<(), String> {
+        let with = match self.plan.mode {
+            Mode::Host | Mode::Container => CloneFlags::empty(),
+            Mode::Private | Mode::Bridge | Mode::None => CloneFlags::CLONE_NEWNET,
+        };
+        userns::enter_new(with).map_err(|e| e.to_string())?;
+        // Not earlier: a change of credentials clears it.
+        follow(self.parent)?;
+        match self.plan.map_user {
+            MapUser::Auto => self.wait_for_ids(),
+            map => userns::map_self(self.caller, map).map_err(|e| e.to_string()),
+        }
     }
 
     /// The supervisor runs newuidmap and newgidmap on this process.

@@ -34,6 +34,8 @@ pub(super) struct CommandLine {
     args: Vec<CString>,
     /// The mask CMD is to have.
     mask: SigSet,
+    /// Its whole environment; `None` means the caller's.
+    environment: Option<Vec<CString>>,
 }
 
 /// A word has a NUL byte in it, or there is none.
@@ -46,9 +48,26 @@ impl CommandLine {
     pub(super) fn new(words: &[OsString], mask: SigSet) -> Result<CommandLine, BadCommand> {
         let args: Result<Vec<CString>, _> = words.iter().map(|w| CString::new(w.as_bytes())).collect();
         match args {
-            Ok(args) if !args.is_empty() => Ok(CommandLine { args, mask }),
+            Ok(args) if !args.is_empty() => Ok(CommandLine { args, mask, environment: None }),
             _ => Err(BadCommand),
         }
+    }
+
+    /// With further variables in its environment, in place of the caller's of the same names.
+    pub(super) fn with_environment(mut self, variables: Vec<(String, String)>) -> CommandLine {
+        if variables.is_empty() {
+            return self;
+        }
+        let kept = std::env::vars_os().filter(|(name, _)| !variables.iter().any(|(other, _)| name == other.as_str()));
+        let all = kept.chain(variables.iter().map(|(name, value)| (name.into(), value.into())));
+        let word = |(mut name, value): (OsString, OsString)| {
+            name.push("=");
+            name.push(value);
+            // Neither the caller's nor ours has a NUL byte.
+            CString::new(name.into_encoded_bytes()).ok()
+        };
+        self.environment = Some(all.filter_map(word).collect());
+        self
     }
 }
 
@@ -81,7 +100,7 @@ pub(super) fn start(command: &CommandLine, prepare: impl FnOnce() -> Result<(), 
                     proc::exit_now(125);
                 }
                 let error = match proc::restore_signals(&command.mask) {
-                    Ok(()) => proc::exec(&command.args[0], &command.args),
+                    Ok(()) => proc::exec(&command.args[0], &command.args, command.environment.as_deref()),
                     Err(error) => error,
                 };
                 [&[EXEC][..], &error.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes()].concat()
@@ -201,6 +220,18 @@ mod tests {
         assert_eq!(of("./x", libc::ENOEXEC).0, 126);
         // A directory of PATH that is closed to us does not make a command that is nowhere a forbidden one.
         assert_eq!(of("no-such-command", libc::EACCES), (127, "no-such-command: command not found".into()));
+    }
+
+    #[test]
+    fn further_variables_take_the_place_of_the_callers() {
+        let line = CommandLine::new(&["a".into()], SigSet::empty()).unwrap();
+        assert!(line.clone().with_environment(Vec::new()).environment.is_none());
+        let line = line.with_environment(vec![("PATH".into(), "/nowhere".into()), ("DB_PORT".into(), "x=y".into())]);
+        let all: Vec<String> = line.environment.unwrap().into_iter().map(|w| w.into_string().unwrap()).collect();
+        let paths: Vec<&String> = all.iter().filter(|word| word.starts_with("PATH=")).collect();
+        assert_eq!(paths, ["PATH=/nowhere"]);
+        assert!(all.contains(&"DB_PORT=x=y".to_owned()));
+        assert!(all.len() > 2, "the caller's others are kept");
     }
 
     #[test]

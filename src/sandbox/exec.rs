@@ -184,7 +184,7 @@ fn find_init(state: &SandboxState) -> Result<(OwnedFd, CloneFlags), SandboxError
 }
 
 /// The parent of a process, by /proc/pid/stat (proc(5)).
-fn parent_of(pid: i32) -> Option<i32> {
+pub(super) fn parent_of(pid: i32) -> Option<i32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the command's name in parentheses, which may have anything in it.
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()

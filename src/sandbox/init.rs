@@ -31,8 +31,8 @@ use crate::sys::proc;
 pub(super) struct Init {
     /// The file system.
     pub(super) view: View,
-    /// The hostname inside.
-    pub(super) hostname: String,
+    /// The hostname inside; `None` keeps the one of the UTS namespace that the agent is in.
+    pub(super) hostname: Option<String>,
     /// CMD.
     pub(super) command: CommandLine,
     /// CMD goes into a nested user namespace.
@@ -59,8 +59,9 @@ impl Init {
         set_dumpable(true).map_err(|e| format!("cannot let `tapline exec` in: {e}"))?;
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS)
             .map_err(|e| format!("cannot make a mount and a UTS namespace: {e}; does a seccomp filter forbid it?"))?;
-        nix::unistd::sethostname(&self.hostname)
-            .map_err(|e| format!("cannot set the hostname to {}: {e}", self.hostname))?;
+        if let Some(hostname) = &self.hostname {
+            nix::unistd::sethostname(hostname).map_err(|e| format!("cannot set the hostname to {hostname}: {e}"))?;
+        }
         for text in self.view.make().map_err(|e| e.to_string())? {
             let _ = wire::send(supervisor, &FromInit::Notice { text }, &[]);
         }

@@ -12,6 +12,8 @@
 //! | agent | the process inside the namespaces that does there what only a member can |
 //! | init, command | the first process of the PID namespace; CMD |
 //! | uplinks, uplink | a supervisor's ways to its networks, whose gateways it replaces when they die |
+//! | [`share`] | another sandbox's network, for mode `container` |
+//! | [`linked`] | links to other sandboxes |
 //! | seats | the sandbox's places on its networks, made of what was asked for |
 //! | callers | who asks a supervisor to connect or disconnect networks |
 //! | ports | published ports as a supervisor keeps them |
@@ -34,11 +36,13 @@ pub mod etc;
 mod exec;
 mod init;
 pub mod link;
+pub mod linked;
 mod message;
 pub mod mounts;
 pub mod order;
 mod ports;
 mod seats;
+pub mod share;
 mod signals;
 mod supervisor;
 pub mod target;
@@ -63,6 +67,12 @@ pub enum SandboxError {
     /// The namespace that was given.
     #[error(transparent)]
     Target(#[from] target::TargetError),
+    /// Another sandbox's network cannot be shared.
+    #[error(transparent)]
+    Share(#[from] share::ShareError),
+    /// A link to another sandbox cannot be made.
+    #[error(transparent)]
+    Linked(#[from] linked::LinkedError),
     /// The host cannot be watched.
     #[error("cannot look at the host's addresses and routes: {0}")]
     Watch(#[from] crate::sys::netlink::NetlinkError),

@@ -37,12 +37,14 @@ use nix::unistd::{Pid, getpid};
 use super::SandboxError;
 use super::agent::Agent;
 use super::command::{self, CommandLine};
-use super::etc::{self, OwnFiles};
+use super::etc::{self, Linked, OwnFiles};
 use super::init::Init;
+use super::linked;
 use super::message::{FromAgent, FromInit, ToAgent, ToInit};
 use super::mounts::View;
 use super::order::Order;
 use super::seats::{self, About};
+use super::share::{self, Lease, Other};
 use super::signals::{Arrived, Signals};
 use super::terminal::Terminal;
 use super::uplink::PATIENCE;
@@ -60,7 +62,7 @@ use crate::sys::{scm, spawn};
 ///
 /// # Errors
 /// When tapline itself fails; nothing is left behind.
-pub fn run(plan: Run) -> Result<i32, SandboxError> {
+pub fn run(mut plan: Run) -> Result<i32, SandboxError> {
     let caller = Caller::current();
     let signals = Signals::take().map_err(SandboxError::io("read signals"))?;
     let command = CommandLine::new(&plan.command, signals.before())?;
@@ -69,6 +71,11 @@ pub fn run(plan: Run) -> Result<i32, SandboxError> {
     }
     let states = StateDir::open()?;
     let mut registration = states.register(&plan.id, &plan.name)?;
+    let peers = linked::find(&states, &mut plan)?;
+    let command = command.with_environment(linked::environment(&plan.name, &peers));
+    let linked: Vec<Linked> = peers.into_iter().map(|peer| peer.linked).collect();
+    let other = plan.container.as_ref().map(|shared| share::find(&states, &plan, shared)).transpose()?;
+    let (door, lease, shared_files) = other.map(Other::into_parts).unwrap_or_default();
     let about = About::of_run(&plan);
     let seats = seats::of_run(&plan, &about, &mut registration)?;
     let terminal = Terminal::remember();
@@ -85,10 +92,13 @@ pub fn run(plan: Run) -> Result<i32, SandboxError> {
     let view = View {
         mode: plan.mode,
         pid: plan.pid,
-        files: etc::files(&plan, &places, &[], &search, &host_hosts),
+        files: match plan.mode {
+            Mode::Container => shared_files,
+            _ => etc::files(&plan, &places, &linked, &search, &host_hosts),
+        },
         own_dirs: own_dirs(caller, &registration),
     };
-    let hostname = plan.names.hostname.clone();
+    let hostname = (plan.mode != Mode::Container).then(|| plan.names.hostname.clone());
     let init = Init { view, hostname, command, locked: plan.locked };
 
     let (agent_socket, supervisor) = scm::pair().map_err(SandboxError::io("make a socket pair"))?;
@@ -99,6 +109,7 @@ pub fn run(plan: Run) -> Result<i32, SandboxError> {
         Forked::Child => Agent {
             plan: &plan,
             orders: &orders,
+            door: door.as_ref(),
             caller,
             init: &init,
             parent,
@@ -109,7 +120,8 @@ pub fn run(plan: Run) -> Result<i32, SandboxError> {
         Forked::Parent(pid) => pid,
     };
     let own_names = init.view.files;
-    drop((supervisor, init_supervisor));
+    // Descriptors of another sandbox's namespaces would keep them alive.
+    drop((supervisor, init_supervisor, door));
     let mut record = Record { registration, state: state_of(&plan) };
     seats::write_down(&mut record.state, places);
     record.publish()?;
@@ -122,6 +134,7 @@ pub fn run(plan: Run) -> Result<i32, SandboxError> {
         init_socket: Some(init_socket),
         connected: seats.is_empty(),
         uplinks: Uplinks::new(about, &plan.ports, states, record, watch, seats),
+        lease,
         own_names,
         mounted: false,
         let_go: false,
@@ -175,6 +188,8 @@ struct Supervisor<'a> {
     agent_socket: Option<OwnedFd>,
     init_socket: Option<OwnedFd>,
     uplinks: Uplinks,
+    /// For another sandbox's network, as long as it lasts.
+    lease: Option<Lease>,
     /// What init writes into /etc.
     own_names: Vec<(&'static str, String)>,
     /// Init is ready.
@@ -196,6 +211,7 @@ enum Source {
     Init,
     Uplinks(Ear),
     Agent,
+    Lease,
 }
 
 impl Supervisor<'_> {
@@ -225,6 +241,12 @@ impl Supervisor<'_> {
                         }
                         None
                     }
+                    Source::Lease => {
+                        if let Some(lease) = self.lease.take_if(|lease| lease.is_over()) {
+                            tracing::error!("{}", lease.obituary());
+                        }
+                        None
+                    }
                 };
                 if let Some(status) = ended {
                     return Ok(status);
@@ -247,12 +269,15 @@ impl Supervisor<'_> {
         let own = own.into_iter().filter_map(|(source, fd)| Some((source, fd?)));
         let uplinks = self.uplinks.fds().into_iter().map(|(ear, fd)| (Source::Uplinks(ear), fd));
         let agent = self.agent_socket.as_ref().map(|socket| (Source::Agent, socket.as_fd()));
+        let lease = self.lease.iter().flat_map(Lease::fds).map(|fd| (Source::Lease, fd));
+        let all = own.chain(uplinks).chain(agent).chain(lease);
+        let timeout = self.uplinks.timeout().into_iter().chain(self.lease.as_ref().and_then(Lease::interval)).min();
         let (sources, mut fds): (Vec<Source>, Vec<PollFd<'_>>) =
-            own.chain(uplinks).chain(agent).map(|(source, fd)| (source, PollFd::new(fd, PollFlags::POLLIN))).unzip();
+            all.map(|(source, fd)| (source, PollFd::new(fd, PollFlags::POLLIN))).unzip();
         loop {
-            match poll(&mut fds, round_up(self.uplinks.timeout())) {
+            match poll(&mut fds, round_up(timeout)) {
                 Err(nix::Error::EINTR) => {}
-                Ok(0) => return Ok(vec![Source::Uplinks(Ear::Host)]),
+                Ok(0) => return Ok(vec![Source::Uplinks(Ear::Host), Source::Lease]),
                 other => {
                     other.map_err(SandboxError::io("wait for the sandbox"))?;
                     break;

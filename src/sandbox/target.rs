@@ -193,7 +193,7 @@ fn open_kind(path: &Path, kind: NsKind, wanted: &'static str, example: &'static 
 }
 
 /// The process that a path in /proc belongs to.
-fn process_of(path: &Path) -> Option<i32> {
+pub fn process_of(path: &Path) -> Option<i32> {
     let mut parts = path.strip_prefix("/proc").ok()?.iter();
     let first = parts.next()?.to_str()?;
     if first == "self" || first == "thread-self" { Some(nix::unistd::getpid().as_raw()) } else { first.parse().ok() }
@@ -231,6 +231,11 @@ impl Opened {
             setns(userns, CloneFlags::CLONE_NEWUSER).map_err(failed)?;
         }
         setns(&self.netns, CloneFlags::CLONE_NEWNET).map_err(failed)
+    }
+
+    /// Is there a user namespace to enter, or does the network namespace belong to the caller's own?
+    pub fn has_userns(&self) -> bool {
+        self.userns.is_some()
     }
 
     /// Its descriptors, which a forked child keeps.

@@ -254,9 +254,14 @@ pub fn restore_signals(mask: &SigSet) -> io::Result<()> {
     Ok(())
 }
 
-/// execvp(3): the program by its name, looked for in PATH. Returns only when it could not be started.
-pub fn exec(program: &CString, args: &[CString]) -> io::Error {
-    match nix::unistd::execvp(program, args) {
+/// execvpe(3): the program by its name, looked for in PATH, with this environment or the caller's. Returns only when it
+/// could not be started.
+pub fn exec(program: &CString, args: &[CString], environment: Option<&[CString]>) -> io::Error {
+    let result = match environment {
+        Some(environment) => nix::unistd::execvpe(program, args, environment),
+        None => nix::unistd::execvp(program, args),
+    };
+    match result {
         Ok(never) => match never {},
         Err(errno) => errno.into(),
     }

@@ -22,6 +22,7 @@ mod death;
 mod names;
 mod networks;
 mod run;
+mod share;
 mod tcp;
 mod udp;
 
@@ -32,6 +33,7 @@ const OPEN: &[&str] = &["--host-loopback"];
 pub fn all() -> Vec<(&'static str, Case)> {
     [
         run::all(),
+        share::all(),
         attach::all(),
         death::all(),
         tcp::all(),
@@ -47,6 +49,7 @@ pub fn all() -> Vec<(&'static str, Case)> {
 pub fn inner() -> Vec<(&'static str, Case)> {
     [
         run::inner(),
+        share::inner(),
         attach::inner(),
         death::inner(),
         tcp::inner(),

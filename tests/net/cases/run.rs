@@ -22,7 +22,6 @@ cases! {
     who_only_waits_is_small,
     a_gateway_that_is_killed_is_replaced,
     a_gateway_that_dies_again_and_again_leaves_the_command_its_files,
-    a_locked_command_has_no_power_over_its_network,
     the_command_is_who_it_was_asked_to_be,
     the_whole_subordinate_range_or_a_reason,
     pid_host_keeps_the_callers_processes,
@@ -246,22 +245,6 @@ fn a_gateway_that_dies_again_and_again_leaves_the_command_its_files() -> Result<
     }
     same("CMD goes on", console.ask(&["interfaces"])?.as_str(), "lo tap0")?;
     same("the status is CMD's", console.end()?.code(), Some(0))
-}
-
-fn a_locked_command_has_no_power_over_its_network() -> Result<(), Fault> {
-    same("without it", probe(&[], &["set-down", "tap0"])?.as_str(), "down")?;
-    same("with it", probe(&["--locked"], &["set-down", "tap0"])?.as_str(), "not permitted")?;
-    let server = tcp_server("127.0.0.1:0", echo);
-    let said = probe(&["--locked", "--host-loopback"], &["tcp-echo", &seen_from_inside(server), "1000"])?;
-    same("it has a network", said.as_str(), "1000 bytes came back")?;
-    for (what, script) in [
-        ("uncover /etc", "umount -l /etc 2>/dev/null && test ! -e /etc/resolv.conf"),
-        ("raise the MTU limit", "echo 1 >/proc/sys/net/ipv4/ip_forward"),
-    ] {
-        let out = command(&["run", "-q", "--locked", "--", "sh", "-c", script]).output().map_err(|e| e.to_string())?;
-        holds(format!("{what} is refused"), !out.status.success())?;
-    }
-    Ok(())
 }
 
 fn the_command_is_who_it_was_asked_to_be() -> Result<(), Fault> {
