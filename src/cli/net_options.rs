@@ -7,10 +7,10 @@ use clap::{ArgMatches, Args};
 use super::error::Failure;
 use super::options::is_given;
 use crate::plan::words::{self, WordError};
-use crate::plan::{Join, MacAddr, MacError, Mode, SandboxLink, Shared};
+use crate::plan::{Definition, Join, MacAddr, MacError, Mode, PRIVATE, SandboxLink, Shared};
 
 /// What `--net` stands for where it is not given.
-pub const DEFAULT_NET: &str = "private";
+pub const DEFAULT_NET: &str = PRIVATE;
 
 /// One `--net`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,8 +136,7 @@ impl fmt::Display for NetArg {
             NetArg::Private => f.write_str("private"),
             NetArg::None => f.write_str("none"),
             NetArg::Host => f.write_str("host"),
-            NetArg::Container(Shared::Sandbox(name)) => write!(f, "container:{name}"),
-            NetArg::Container(Shared::Path(path)) => write!(f, "ns:{}", path.display()),
+            NetArg::Container(shared) => shared.fmt(f),
             NetArg::Network(join) => f.write_str(&join.network),
         }
     }
@@ -190,7 +189,7 @@ pub struct NetsArgs {
     #[arg(long, value_name = "NETWORK", value_parser = NetArg::parse, default_value = DEFAULT_NET)]
     net: Vec<NetArg>,
 
-    /// IPv4 address on the shared network, the first of several [default: the lowest that is free]
+    /// IPv4 address on the shared network; of several, on the first whose subnet has it [default: the lowest free one]
     #[arg(long, value_name = "IP", value_parser = parse_ipv4)]
     ip: Option<Ipv4Addr>,
 
@@ -292,6 +291,11 @@ impl NetsArgs {
         Ok(())
     }
 
+    /// What was given by --ip and --ip6, where there are several networks that it could be for.
+    pub fn addresses(&self) -> Option<(Option<Ipv4Addr>, Option<Ipv6Addr>)> {
+        (self.net.len() > 1 && (self.ip.is_some() || self.ip6.is_some())).then_some((self.ip, self.ip6))
+    }
+
     fn joins_network(&self, name: &str) -> bool {
         self.net.iter().any(|net| matches!(net, NetArg::Network(join) if join.network == name))
     }
@@ -373,6 +377,31 @@ impl NetsArgs {
     }
 }
 
+/// Of several networks, those of --ip and --ip6 go to the first whose subnet has them; to the first of all where none
+/// has. `definitions` are theirs, where they are known.
+pub fn place_addresses(
+    joins: &mut [Join],
+    definitions: &[Option<Definition>],
+    v4: Option<Ipv4Addr>,
+    v6: Option<Ipv6Addr>,
+) {
+    let first_with = |has: &dyn Fn(&Definition) -> bool| definitions.iter().position(|d| d.as_ref().is_some_and(has));
+    if let Some(ip) = v4
+        && let Some(at) = first_with(&|d| d.v4.is_some_and(|part| part.subnet.contains(&ip)))
+        && joins[at].v4.is_none()
+    {
+        joins[0].v4 = None;
+        joins[at].v4 = Some(ip);
+    }
+    if let Some(ip) = v6
+        && let Some(at) = first_with(&|d| d.v6.is_some_and(|part| part.subnet.contains(&ip)))
+        && joins[at].v6.is_none()
+    {
+        joins[0].v6 = None;
+        joins[at].v6 = Some(ip);
+    }
+}
+
 /// Refuses links whose names lead to two places. `taken` are names that lead elsewhere.
 fn check_links(links: &[SandboxLink], taken: &[&str]) -> Result<(), String> {
     let names = |link: &SandboxLink| {
@@ -406,6 +435,7 @@ fn check_links(links: &[SandboxLink], taken: &[&str]) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::{Ipv4Part, Sharing};
 
     fn network(name: &str) -> NetArg {
         NetArg::Network(Join { network: name.into(), ..Join::default() })
@@ -445,6 +475,37 @@ mod tests {
             let error = NetArg::parse(bad).unwrap_err().to_string();
             assert!(error.contains(why), "{bad}: {error}");
         }
+    }
+
+    #[test]
+    fn an_address_is_for_the_network_whose_subnet_has_it() {
+        let definition = |name: &str, third: u8| Definition {
+            name: name.into(),
+            id: "0123456789ab".into(),
+            v4: Some(Ipv4Part {
+                subnet: format!("10.9.{third}.0/24").parse().unwrap(),
+                gateway: Ipv4Addr::new(10, 9, third, 1),
+                range: None,
+            }),
+            v6: None,
+            mtu: 1500,
+            sharing: Sharing { internal: false, icc: true },
+            dns: Vec::new(),
+            dns_search: Vec::new(),
+            labels: Default::default(),
+            created: 0,
+        };
+        let ip = Ipv4Addr::new(10, 9, 2, 7);
+        let place = |definitions: [Option<Definition>; 2]| {
+            let first = Join { network: "a".into(), v4: Some(ip), ..Join::default() };
+            let mut joins = [first, Join { network: "b".into(), ..Join::default() }];
+            place_addresses(&mut joins, &definitions, Some(ip), None);
+            joins.map(|join| join.v4)
+        };
+        assert_eq!(place([Some(definition("a", 1)), Some(definition("b", 2))]), [None, Some(ip)]);
+        assert_eq!(place([Some(definition("a", 2)), Some(definition("b", 1))]), [Some(ip), None]);
+        // Whether it is anywhere at all is said by whoever gives addresses out.
+        assert_eq!(place([Some(definition("a", 1)), None]), [Some(ip), None]);
     }
 
     #[test]

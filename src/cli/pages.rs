@@ -92,6 +92,7 @@ pub const PAGES: &[Page] = &[
         examples: &[
             ("A command with a network of its own:", "tapline run -- curl https://example.org"),
             ("A shell that can reach nothing:", "tapline run --net none"),
+            ("With a network that nobody else is on:", "tapline run --net private"),
             (
                 "A service on the host's loopback is reached through the gateway's address:",
                 "tapline run --host-loopback -- curl http://host.tapline.internal:8000",

@@ -1,9 +1,12 @@
 //! The doors to the other rooms: what a subcommand asks for, and who does it.
 use std::ffi::OsString;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::Result;
 
+use super::net_options;
 use crate::control::gateway::Entrance;
+use crate::control::networks::Networks;
 use crate::control::state::SandboxState;
 use crate::observe::logging;
 use crate::plan::{self, Logging};
@@ -35,6 +38,15 @@ pub fn start_logging(how: Logging, warnings: &[String]) {
     logging::init(how);
     for warning in warnings {
         tracing::warn!("{warning}");
+    }
+}
+
+/// Of several networks, an address is for the one whose subnet has it. What cannot be found out is said when the
+/// network is joined.
+pub fn place_addresses(joins: &mut [plan::Join], v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) {
+    if let Ok(networks) = Networks::open() {
+        let definitions: Vec<_> = joins.iter().map(|join| networks.find(&join.network).ok()).collect();
+        net_options::place_addresses(joins, &definitions, v4, v6);
     }
 }
 

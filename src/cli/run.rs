@@ -167,10 +167,13 @@ impl RunArgs {
 
     /// Does it.
     pub fn execute(self) -> Result<i32, Failure> {
-        let (plan, warnings) = self.plan()?;
+        let (mut plan, warnings) = self.plan()?;
         if let Some(format) = self.dry_run {
             output::print(&dry_run::run(&plan, &warnings, format)?)?;
             return Ok(0);
+        }
+        if let Some((v4, v6)) = self.nets.addresses() {
+            rooms::place_addresses(&mut plan.joins, v4, v6);
         }
         // What was typed is not needed while CMD runs, and the supervisor counts its kilobytes.
         drop(self);

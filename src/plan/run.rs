@@ -1,5 +1,6 @@
 //! What `tapline run` and `tapline attach` were asked to do.
 use std::ffi::OsString;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -54,6 +55,16 @@ pub enum Shared {
     Sandbox(String),
     /// A network namespace by its path (`ns:PATH`).
     Path(PathBuf),
+}
+
+impl fmt::Display for Shared {
+    /// As it is written behind `--net`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Shared::Sandbox(name) => write!(f, "container:{name}"),
+            Shared::Path(path) => write!(f, "ns:{}", path.display()),
+        }
+    }
 }
 
 /// A sandbox's place on a network, and the network: what is known of both while they last.

@@ -101,10 +101,7 @@ pub(super) struct Lease {
 
 /// Find what `--net container:` names. The new sandbox is registered already, so that it can be told from others.
 pub(super) fn find(states: &StateDir, plan: &Run, shared: &Shared) -> Result<Other, ShareError> {
-    let word = match shared {
-        Shared::Sandbox(name) => format!("container:{name}"),
-        Shared::Path(path) => format!("ns:{}", path.display()),
-    };
+    let word = shared.to_string();
     let (target, supervisor) = match shared {
         Shared::Path(netns) => (Target::Path { netns: netns.clone(), userns: None }, None),
         Shared::Sandbox(name) => match states.find(name) {
