@@ -302,6 +302,18 @@ fn a_private_network_without_options_is_slirps_layout() {
 }
 
 #[test]
+fn a_run_without_options_is_on_the_network_that_all_share() {
+    let home = Home::new();
+    let plan = home.plan(&["run", "true"]);
+    assert_eq!((&plan["mode"], &plan["joins"][0]["network"]), (&"bridge".into(), &"bridge".into()));
+    assert_eq!(plan["joins"].as_array().unwrap().len(), 1);
+    let text = home.stdout(&["run", "--dry-run", "true"]);
+    assert!(text.contains("network    bridge, shared: the lowest free addresses"), "{text}");
+    let line = home.refusal(2, &["run", "--mtu", "1500", "true"]);
+    assert!(line.contains("`bridge` is shared: take '--net private', or make a network with"), "{line}");
+}
+
+#[test]
 fn shared_networks_are_in_the_plan() {
     let home = Home::new();
     let words = [

@@ -7,10 +7,10 @@ use clap::{ArgMatches, Args};
 use super::error::Failure;
 use super::options::is_given;
 use crate::plan::words::{self, WordError};
-use crate::plan::{Definition, Join, MacAddr, MacError, Mode, PRIVATE, SandboxLink, Shared};
+use crate::plan::{BRIDGE, Definition, Join, MacAddr, MacError, Mode, SandboxLink, Shared};
 
 /// What `--net` stands for where it is not given.
-pub const DEFAULT_NET: &str = PRIVATE;
+pub const DEFAULT_NET: &str = BRIDGE;
 
 /// One `--net`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,8 +178,8 @@ fn parse_link(text: &str) -> Result<SandboxLink, WordError> {
 pub struct NetsArgs {
     /// Which network CMD gets; may be repeated for several shared ones
     ///
-    /// `private` is a network and a gateway of its own. `bridge` is a network that all sandboxes share which ask for it;
-    /// it is made on first use. `none` is a namespace with lo up and nothing else. `host` is the host's network,
+    /// `bridge` is a network that all sandboxes share which ask for no other; it is made on first use. `private` is a
+    /// network and a gateway that nobody else is on. `none` is a namespace with lo up and nothing else. `host` is the host's network,
     /// without any isolation. `container:SANDBOX` is the network of another sandbox, by its name or id;
     /// `container:PID` that of a process, `ns:PATH` a network namespace by its path. Anything else is the name of a
     /// shared network that `tapline network create` has made.

@@ -80,7 +80,7 @@ pub const PAGES: &[Page] = &[
     Page {
         verb: "",
         examples: &[
-            ("A shell with a network of its own:", "tapline run"),
+            ("A shell on the network that sandboxes share:", "tapline run"),
             ("A network for a process that already has a namespace:", "tapline attach 4711"),
         ],
         exit_status: OWN_STATUS,
@@ -90,7 +90,7 @@ pub const PAGES: &[Page] = &[
     Page {
         verb: "run",
         examples: &[
-            ("A command with a network of its own:", "tapline run -- curl https://example.org"),
+            ("A command on the network that sandboxes share:", "tapline run -- curl https://example.org"),
             ("A shell that can reach nothing:", "tapline run --net none"),
             ("With a network that nobody else is on:", "tapline run --net private"),
             (

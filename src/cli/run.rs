@@ -64,7 +64,7 @@ pub struct RunArgs {
     command: Vec<OsString>,
 }
 
-/// What only a network of its own makes use of.
+/// What has no effect without a network that is the sandbox's.
 const OF_THE_NETWORK: [&str; 13] = [
     "mtu",
     "subnet",
