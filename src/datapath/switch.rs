@@ -75,6 +75,8 @@ const REDIRECT: u8 = 137;
 /// Multicast listener discovery (RFC 2710, RFC 3810).
 const MLD: [u8; 4] = [130, 131, 132, 143];
 const ECHO_REQUEST_V6: u8 = 128;
+/// Messages of ICMP that only a router sends: redirect (RFC 792), router advertisement (RFC 1256).
+const FROM_ROUTERS_V4: [u8; 2] = [5, 9];
 /// Options of neighbor discovery with a link-layer address (RFC 4861, 4.6.1).
 const LINK_LAYER_ADDRESS: [u8; 2] = [1, 2];
 
@@ -266,6 +268,9 @@ impl Switch {
         match (piece.protocol, piece.src) {
             (IpProtocol::Icmpv6, IpAddr::V6(_)) => self.icmpv6(now, port, addressee, &piece),
             (IpProtocol::Udp, _) => self.udp(now, port, addressee, &piece),
+            (IpProtocol::Icmp, IpAddr::V4(_)) if piece.upper.first().is_some_and(|k| FROM_ROUTERS_V4.contains(k)) => {
+                Err(DropReason::RogueServer)
+            }
             _ if piece.src.is_unspecified() => Err(DropReason::Spoofed),
             _ => self.packet(now, port, addressee, &piece),
         }

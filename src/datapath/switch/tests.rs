@@ -322,6 +322,10 @@ fn sandboxes_are_no_routers_and_no_dhcp_servers() {
             }
         }
     }
+    for kind in [5, 9] {
+        let message = ip_frame(A, mac(B), v4(A), v4(B), ICMP, &[kind, 0, 0, 0, 10, 0, 2, 100]);
+        test.dropped(A, &message, DropReason::RogueServer);
+    }
     // In fragments: the first shows what it is, or goes no further.
     let advertisement = [&[134u8, 0, 0, 0][..], &[0; 60]].concat();
     let [first, _] = fragments6(A, B, ICMPV6, 1, &advertisement, 16);

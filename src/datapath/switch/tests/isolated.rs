@@ -115,8 +115,8 @@ fn errors_pass_with_the_packets_that_they_quote() {
             test.goes(B, &error(&question[14..len]), ISOLATED);
         }
         // Other messages pass with nothing.
-        let redirect = if v4 { [5, 1, 0, 0, 0, 0, 0, 0] } else { [100, 0, 0, 0, 0, 0, 0, 0] };
-        let message = [&redirect[..], &question[14..]].concat();
+        let other = if v4 { [13, 0, 0, 0, 0, 0, 0, 0] } else { [100, 0, 0, 0, 0, 0, 0, 0] };
+        let message = [&other[..], &question[14..]].concat();
         test.goes(B, &ip_frame(B, mac(A), dst, src, protocol, &message), ISOLATED);
     }
 }
