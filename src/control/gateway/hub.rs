@@ -301,7 +301,7 @@ impl Hub {
         table.last += 1;
         let worker = table.last;
         self.state.handle_network_started(&network.name, commands.clone());
-        tokio::spawn(listen(Arc::clone(self), network.name.clone(), worker, events));
+        tokio::spawn(listen(Arc::clone(self), network.name.clone(), worker, commands.clone(), events));
         let segment = Segment {
             network: network.clone(),
             worker,
@@ -648,8 +648,15 @@ impl Member {
     }
 }
 
-/// Read a worker's events to their end.
-async fn listen(hub: Arc<Hub>, network: String, worker: u64, mut events: mpsc::Receiver<Event>) {
+/// Read a worker's events to their end. `commands` is kept as long: a waker that is dropped takes back what it has woken
+/// for and the worker has not yet seen.
+async fn listen(
+    hub: Arc<Hub>,
+    network: String,
+    worker: u64,
+    commands: CommandSender,
+    mut events: mpsc::Receiver<Event>,
+) {
     const BATCH: usize = 64;
     let mut batch = Vec::with_capacity(BATCH);
     while events.recv_many(&mut batch, BATCH).await > 0 {
@@ -657,6 +664,7 @@ async fn listen(hub: Arc<Hub>, network: String, worker: u64, mut events: mpsc::R
             hub.handle_event(&network, event);
         }
     }
+    drop(commands);
     // One that was told to stop is no longer in the table.
     if hub.table().segments.get(&network).is_some_and(|segment| segment.worker == worker) {
         let _ = hub.failures.send(WorkerGone.into());

@@ -5,7 +5,8 @@ use super::*;
 use crate::plan::{Endpoint, Ipv4Layout, Network, SandboxLink, Sharing};
 use socket2::SockAddr;
 
-const LINGER: Duration = Duration::from_millis(100);
+/// Longer than a test may be held up by others between two connections.
+const LINGER: Duration = Duration::from_secs(1);
 
 fn network(name: &str, third: u8) -> Network {
     let layout = Ipv4Layout::slirp(format!("10.1.{third}.0/24").parse().unwrap()).unwrap();
@@ -262,7 +263,7 @@ fn a_worker_that_cannot_serve_refuses_one_and_ends_with_the_last() {
 
 #[test]
 fn it_ends_when_nobody_has_been_there_for_a_while_and_not_before() {
-    let gateway = Shared::start("end", Duration::from_millis(300));
+    let gateway = Shared::start("end", LINGER);
     for _ in 0..3 {
         let supervisor = gateway.ask(&network("front", 1), &endpoint(WEB, "web", "10.1.1.5"));
         let worker = gateway.worker();
@@ -275,7 +276,7 @@ fn it_ends_when_nobody_has_been_there_for_a_while_and_not_before() {
     let address = gateway.address.clone();
     let begun = std::time::Instant::now();
     gateway.ends().unwrap();
-    assert!(begun.elapsed() >= Duration::from_millis(250) && begun.elapsed() < PATIENCE / 2, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() >= LINGER - LINGER / 10 && begun.elapsed() < PATIENCE / 2, "{:?}", begun.elapsed());
     let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
     assert_eq!(socket.connect(&address).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
 }
@@ -287,6 +288,11 @@ fn one_that_talks_nonsense_or_nothing_harms_nobody_else() {
     let setup = Setup { first_word: Some(Duration::from_millis(200)), ..setup };
     let control = std::thread::spawn(move || serve_many(listener, setup));
     let gateway = Shared { address, workers, control };
+    let net = network("front", 1);
+    let web = gateway.ask(&net, &endpoint(WEB, "web", "10.1.1.5"));
+    let worker = gateway.worker();
+    worker.serve(0);
+    web.is_attached();
     let silent: Vec<_> = (0..2 * hub::MAX_SILENT).map(|_| gateway.connect()).collect();
     let nonsense = gateway.connect();
     scm::send(&nonsense.0, b"not json", &[]).unwrap();
@@ -297,11 +303,10 @@ fn one_that_talks_nonsense_or_nothing_harms_nobody_else() {
     for supervisor in silent {
         assert!(supervisor.said().is_none());
     }
-    let web = gateway.ask(&network("front", 1), &endpoint(WEB, "web", "10.1.1.5"));
-    let worker = gateway.worker();
-    worker.serve(0);
-    web.is_attached();
-    drop(web);
+    let app = gateway.ask(&net, &endpoint(APP, "app", "10.1.1.6"));
+    worker.serve(1);
+    app.is_attached();
+    drop((web, app));
     gateway.ends().unwrap();
 }
 
@@ -447,4 +452,54 @@ fn local_names_are_answered_many_times_a_second() {
     eprintln!("{rate:.0} answers a second");
     assert!(rate > 20_000.0);
     drop((all, events, commands));
+}
+
+/// With real workers and TAPs: two endpoints on one network, one on another.
+#[test]
+fn real_workers_serve_several_taps_and_stop_with_the_last() {
+    use crate::sys::testing::in_namespace;
+    use crate::sys::tun::Tap;
+
+    in_namespace(|| {
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let (listener, address) = listener("taps");
+        let start_worker = Box::new(Worker::start);
+        let setup = Setup { start_worker, check_link, shared: true, first_word: Some(PATIENCE), linger: LINGER };
+        let control = std::thread::spawn(move || serve_many(listener, setup));
+        let (front, back) = (network("front", 1), network("back", 2));
+        let mut all = Vec::new();
+        for (ifname, network, endpoint) in [
+            ("tl0", &front, endpoint(WEB, "web", "10.1.1.5")),
+            ("tl1", &front, endpoint(APP, "app", "10.1.1.6")),
+            ("tl2", &back, endpoint(APP, "app", "10.1.2.6")),
+        ] {
+            let tap = Tap::create(ifname).map_err(|e| text(&e))?;
+            let supervisor = connect(&address);
+            let (network, host) = (network.clone(), HostView::default());
+            let message = ToGateway::Attach { network, endpoint, link: LinkKind::Tap, host, api: false };
+            wire::send(&supervisor.0, &message, &[tap.as_fd()]).map_err(|e| text(&e))?;
+            match supervisor.said() {
+                Some(FromGateway::Attached) => all.push((supervisor, tap)),
+                other => return Err(format!("{ifname}: {other:?}")),
+            }
+        }
+        let workers = || {
+            let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+            let names = tasks.map(|task| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default());
+            names.filter(|name| name.trim() == "worker").count()
+        };
+        if workers() != 2 {
+            return Err(format!("{} workers serve two networks", workers()));
+        }
+        drop(all);
+        control.join().map_err(|_| "the control thread panicked")?.map_err(|e| text(&e))?;
+        let begun = std::time::Instant::now();
+        while workers() > 0 {
+            if begun.elapsed() > PATIENCE {
+                return Err("a worker does not stop".into());
+            }
+            std::thread::yield_now();
+        }
+        Ok(())
+    });
 }
