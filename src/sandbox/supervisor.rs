@@ -321,7 +321,9 @@ impl Supervisor<'_> {
             Some(FromInit::Ready) => {
                 self.mounted = true;
                 let texts = std::mem::take(&mut self.own_names);
-                self.uplinks.keep_files(OwnFiles::new(fds.unwrap_or_default(), &texts));
+                // Another sandbox's stay as they are.
+                let files = OwnFiles::new(fds.unwrap_or_default(), &texts);
+                self.uplinks.keep_files(files.filter(|_| self.plan.mode != Mode::Container));
                 self.go_if_ready()?;
             }
             Some(FromInit::Failed { text }) => return Err(SandboxError::Inside(text)),
