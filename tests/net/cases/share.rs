@@ -191,7 +191,9 @@ const POWERS: [&str; 7] = [
 fn a_locked_command_has_no_power_over_network_and_mounts_in_any_mode() -> Result<(), Fault> {
     let _first = sandbox("locked-other", &["--net", "private"])?;
     let server = tcp_server("127.0.0.1:0", echo);
-    for (mode, interface) in [("private", "tap0"), ("none", "lo"), ("host", "lo"), ("container:locked-other", "tap0")] {
+    let modes =
+        [("bridge", "eth0"), ("private", "tap0"), ("none", "lo"), ("host", "lo"), ("container:locked-other", "tap0")];
+    for (mode, interface) in modes {
         let options = ["--net", mode, "--locked"];
         same(mode, probe(&options, &["set-down", interface])?.as_str(), "not permitted")?;
         for power in POWERS {
