@@ -82,7 +82,7 @@ impl AttachArgs {
             ));
         }
         shared.interface.configure = !self.no_configure;
-        let (ports, warnings) = self.ports.resolve("attach")?;
+        let (ports, warnings) = self.ports.resolve("attach", false)?;
         shared.warnings.extend(warnings);
         let plan = plan::Attach {
             ports,

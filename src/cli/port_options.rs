@@ -29,7 +29,7 @@ pub struct PortsArgs {
     #[arg(short = 'P', long)]
     publish_all: bool,
 
-    /// A port or a range that the sandbox serves, for -P; may be repeated
+    /// A port or a range that the sandbox serves, for -P and for links; may be repeated
     #[arg(long, value_name = "PORT[-PORT][/PROTO]", value_parser = Expose::parse)]
     expose: Vec<Expose>,
 
@@ -51,12 +51,12 @@ pub struct PortsArgs {
 }
 
 impl PortsArgs {
-    /// What they mean together, and warnings. `verb` is the subcommand.
-    pub fn resolve(&self, verb: &'static str) -> Result<(Ports, Vec<String>), Failure> {
-        self.ports().map_err(|text| Failure::Usage(verb, text))
+    /// What they mean together, and warnings. `verb` is the subcommand. On shared networks what is exposed is for links.
+    pub fn resolve(&self, verb: &'static str, shared: bool) -> Result<(Ports, Vec<String>), Failure> {
+        self.ports(shared).map_err(|text| Failure::Usage(verb, text))
     }
 
-    fn ports(&self) -> Result<(Ports, Vec<String>), String> {
+    fn ports(&self, shared: bool) -> Result<(Ports, Vec<String>), String> {
         let mut ports = Ports {
             publish_exposed: self.publish_all,
             expose: self.expose.clone(),
@@ -86,7 +86,7 @@ impl PortsArgs {
             (true, true) => {
                 warnings.push("-P publishes what --expose names, which is nothing: add --expose PORT".into())
             }
-            (false, false) => warnings.push("--expose alone publishes nothing: add -P".into()),
+            (false, false) if !shared => warnings.push("--expose alone publishes nothing: add -P".into()),
             _ => {}
         }
         Ok((ports, warnings))

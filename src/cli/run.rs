@@ -133,7 +133,7 @@ impl RunArgs {
         // Those in the configuration file are for other calls then.
         let ports = match mode {
             Mode::Private | Mode::Bridge => {
-                let (ports, warnings) = self.ports.resolve("run")?;
+                let (ports, warnings) = self.ports.resolve("run", mode == Mode::Bridge)?;
                 shared.warnings.extend(warnings);
                 ports
             }

@@ -1,4 +1,4 @@
-//! `--net container:` and `ns:`: another sandbox's network; and what `--locked` promises in every mode.
+//! `--net container:` and `ns:`: another sandbox's network; links to other sandboxes; and what `--locked` promises in every mode.
 use std::io::Read;
 use std::process::Command;
 
@@ -14,6 +14,8 @@ cases! {
     when_the_other_ends_the_command_goes_on_and_it_is_said_once,
     what_cannot_be_shared_is_said_in_a_sentence,
     exec_joins_a_sandbox_that_shares,
+    a_link_is_in_hosts_and_in_the_environment,
+    a_link_that_cannot_be_is_said_in_a_sentence,
     a_locked_command_has_no_power_over_network_and_mounts_in_any_mode,
 }
 
@@ -175,6 +177,43 @@ fn exec_joins_a_sandbox_that_shares() -> Result<(), Fault> {
     holds("mounts of its own", second[1] != first[1])?;
     holds("processes of its own", second[2] != first[2])?;
     same("mode", inspect("share-exec-2")?["mode"].as_str(), Some("container"))
+}
+
+fn a_link_is_in_hosts_and_in_the_environment() -> Result<(), Fault> {
+    let _db = sandbox("linked-db", &["--net", "bridge", "--expose", "5432", "-p", "127.0.0.1::53/udp"])?;
+    let state = inspect("linked-db")?;
+    let address = state["v4"].as_str().ok_or("an IPv4 address")?;
+    let options = ["--net", "bridge", "--name", "linked-web", "--link", "linked-db:sql"];
+    let said = script(&options, "env; cat /etc/hosts")?;
+    for line in [
+        "SQL_NAME=/linked-web/sql".to_owned(),
+        format!("SQL_PORT=udp://{address}:53"),
+        format!("SQL_PORT_5432_TCP=tcp://{address}:5432"),
+        format!("SQL_PORT_5432_TCP_ADDR={address}"),
+        format!("{address} sql linked-db"),
+    ] {
+        holds(format!("{line} in {said}"), said.lines().any(|l| l == line))?;
+    }
+    // By the beginning of its id it is the same sandbox.
+    let id = state["id"].as_str().and_then(|id| id.get(..10)).ok_or("an id")?;
+    let said = script(&["--net", "bridge", "--link", &format!("{id}:sql")], "cat /etc/hosts")?;
+    holds(said.clone(), said.contains(&format!("{address} sql linked-db\n")))
+}
+
+fn a_link_that_cannot_be_is_said_in_a_sentence() -> Result<(), Fault> {
+    let _alone = sandbox("link-alone", &["--net", "private"])?;
+    for (link, expected) in [
+        ("link-nobody", "no sandbox has the name or id `link-nobody`"),
+        ("link-alone", "on none of this one's networks (bridge) but on no shared one"),
+        ("packet", "--link-kind"),
+    ] {
+        let words = ["run", "--name", "link-to", "--net", "bridge", "--link", &format!("{link}:x"), "--", "true"];
+        let out = command(&words).output().map_err(|e| e.to_string())?;
+        let errors = text(&out.stderr);
+        same(&errors, (out.status.code(), errors.lines().count()), (Some(125), 1))?;
+        holds(errors.clone(), errors.contains(expected))?;
+    }
+    holds("nothing is left", !names_in_ps()?.contains(&"link-to".to_owned()))
 }
 
 /// What a command that is not locked may do, and a locked one may not: about the network, and about mounts.
