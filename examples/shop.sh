@@ -14,15 +14,17 @@ port=${1:-8080}
 tapline=${TAPLINE:-tapline}
 here=$(dirname "$(realpath "$0")")
 work=$(mktemp -d)
+running=
 PATH=$PATH:/usr/sbin
 
 # The sandboxes end when their tapline is told to; a network can go when nobody is on it any more.
 down() {
     trap - EXIT
-    # shellcheck disable=SC2046 # one word for each job
-    kill $(jobs -p) 2>/dev/null || :
+    for sandbox in $running; do
+        kill "$sandbox" 2>/dev/null || :
+    done
     wait
-    "$tapline" network rm shop-front shop-back || :
+    "$tapline" network rm shop-front shop-back >/dev/null || :
     rm -r "$work"
 }
 trap 'exit 130' INT
@@ -37,24 +39,24 @@ ready() {
     done
 }
 
-"$tapline" network create shop-front
-"$tapline" network create --internal shop-back
+"$tapline" network create shop-front >/dev/null
+"$tapline" network create --internal shop-back >/dev/null
 
 # Nothing is kept, nobody is asked for a password: the network says who may come.
 "$tapline" run --name shop-db --net shop-back --network-alias db -- \
     redis-server --bind '*' '-::*' --protected-mode no --save '' --loglevel warning --dir "$work" &
-db=$!
+db=$! running=$!
 
 "$tapline" run --name shop-app --net shop-front --net shop-back --network-alias app -- \
     python3 "$here/shop/app.py" &
-app=$!
+app=$! running="$running $!"
 ready shop-db "$db"
 ready shop-app "$app"
 
 # nginx looks `app` up when it starts.
 sed "s|WORK|$work|g" "$here/shop/nginx.conf" > "$work/nginx.conf"
 "$tapline" run --name shop-web --net shop-front -p "127.0.0.1:$port:80" -- nginx -c "$work/nginx.conf" &
-web=$!
+web=$! running="$running $!"
 ready shop-web "$web"
 
 "$tapline" ps
