@@ -703,6 +703,8 @@ impl Uplinks {
             ));
         }
         self.all[at].leaving = true;
+        // First, so that it does not complain of a link that is gone.
+        self.all[at].give_up();
         if std::mem::take(&mut self.all[at].seat.default_route) {
             self.move_default();
         }
