@@ -301,7 +301,9 @@ impl Networks {
         if files(dir)?.iter().any(|path| same(path)) {
             return Err(NetworkError::NameTaken(draft.name.clone()));
         }
-        let (definition, mut warnings) = self.complete(draft, &listing.definitions)?;
+        let mut others = listing.definitions;
+        others.extend(self.local_bridge(&self.states.lock()?)?);
+        let (definition, mut warnings) = self.complete(draft, &others)?;
         warnings.extend(listing.broken.iter().map(|error| format!("{error} (its subnet may be chosen again)")));
         write_definition(dir, &definition)?;
         Ok((definition, warnings))
@@ -356,7 +358,7 @@ impl Networks {
     /// Take addresses on a network for a registered sandbox: those asked for, or the lowest free ones. They are kept
     /// as long as the registration, or until [`give_back`](Self::give_back). `join` may name the network by its id.
     pub fn take(&self, registration: &mut Registration, join: &Join) -> Result<Place> {
-        registration.repair()?;
+        registration.mend()?;
         let held = self.hold(&join.network, || registration.lock())?;
         let definition = &held.definition;
         let claims = claims_of(&definition.name);

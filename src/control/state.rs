@@ -42,8 +42,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use serde::{Deserialize, Serialize};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::plan::{Mode, Names, Published, Seat, Shared, words};
 
@@ -220,7 +220,7 @@ impl StateDir {
             names: None,
             container: None,
         };
-        registration = Registration { dir: self.clone(), entry, lock, last: state, claims: Vec::new() };
+        registration = Registration { dir: self.clone(), entry, lock, last: state, claims: Vec::new(), moved: false };
         registration.write_claims()?;
         registration.claim(&locked, &claim)?;
         write_state(&registration.entry, &registration.last)?;
@@ -285,13 +285,11 @@ impl StateDir {
     /// Connect to a living sandbox's supervisor ([`super::requests`]). Sending and receiving give up after `patience`.
     pub fn connect_control(&self, id: &str, patience: std::time::Duration) -> Result<OwnedFd> {
         self.connect(id, "control.sock", |path| {
-            let socket = socket::socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
-            let patience = socket2::SockRef::from(&socket)
-                .set_read_timeout(Some(patience))
-                .and_then(|()| socket2::SockRef::from(&socket).set_write_timeout(Some(patience)));
-            patience?;
-            socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-            Ok(socket)
+            let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
+            socket.set_read_timeout(Some(patience))?;
+            socket.set_write_timeout(Some(patience))?;
+            socket.connect(&SockAddr::unix(path)?)?;
+            Ok(socket.into())
         })
     }
 
@@ -349,6 +347,8 @@ pub struct Registration {
     last: SandboxState,
     /// Which claims it has, as paths below the base.
     claims: Vec<String>,
+    /// The entry was made anew, and nobody has been told.
+    moved: bool,
 }
 
 impl Registration {
@@ -365,24 +365,30 @@ impl Registration {
     /// Replace `state.json`, atomically. Makes the directory again when somebody removed it.
     pub fn publish(&mut self, state: &SandboxState) -> Result<()> {
         self.last = state.clone();
-        if !self.repair()? {
-            write_state(&self.entry, &self.last)?;
-        }
-        Ok(())
+        self.mend()?;
+        write_state(&self.entry, &self.last)
     }
 
     /// Make the entry and the claims again when they have gone (logind removed the runtime directory), with the state
-    /// published last. True when the entry was made anew: an API socket in it must then be bound anew.
+    /// published last. True when the entry has been made anew since this was asked last, be it here or by something else
+    /// that needed it: an API socket in it must then be bound anew.
     pub fn repair(&mut self) -> Result<bool> {
+        self.mend()?;
+        Ok(std::mem::take(&mut self.moved))
+    }
+
+    /// Makes the entry and the claims again when they have gone.
+    pub(super) fn mend(&mut self) -> Result<()> {
         let entry_is_there = claims::is_same_file(&self.entry.join("lock"), &self.lock);
         let names = 1 + self.claims.len() as u64;
         if entry_is_there && self.lock.metadata().is_ok_and(|meta| meta.nlink() == names) {
-            return Ok(false);
+            return Ok(());
         }
         let locked = if entry_is_there { self.lock()? } else { self.dir.lock()? };
         if !entry_is_there {
             self.entry = entry_of(locked.base(), &self.last.id);
             self.lock = make_entry(&self.entry)?;
+            self.moved = true;
         }
         for claim in std::mem::take(&mut self.claims) {
             // Nobody knew that it was taken.
@@ -391,8 +397,7 @@ impl Registration {
             }
         }
         self.write_claims()?;
-        write_state(&self.entry, &self.last)?;
-        Ok(!entry_is_there)
+        write_state(&self.entry, &self.last)
     }
 
     /// Bind the API's socket in the entry, whatever the length of its path; mode 0600. An old one is replaced.

@@ -282,7 +282,9 @@ fn inside_a_sandbox_bridge_has_another_subnet_and_outside_it_stays() {
     let inner = inside().find(BRIDGE).unwrap();
     assert!(!overlap(inner.v4.unwrap().subnet.into(), outer.v4.unwrap().subnet.into()));
     assert_eq!(inside().find(BRIDGE).unwrap(), inner);
-    assert_eq!(inside().list().unwrap().definitions, [inner]);
+    assert_eq!(inside().list().unwrap().definitions, std::slice::from_ref(&inner));
+    let (other, _) = inside().create(&Draft::new("db")).unwrap();
+    assert!(!overlap(inner.v4.unwrap().subnet.into(), other.v4.unwrap().subnet.into()));
     assert_eq!(scratch.networks(&[]).find(BRIDGE).unwrap(), outer);
 }
 

@@ -161,7 +161,11 @@ fn a_removed_runtime_directory_is_survived() {
     let mut held = dir.register("0123456789ab", "web").unwrap();
     assert!(!held.repair().unwrap());
     fs::remove_dir_all(scratch.0.join("run")).unwrap();
+    // Whoever needs the entry first makes it; that its sockets must be bound anew is told all the same.
+    let state = held.last.clone();
+    held.publish(&state).unwrap();
     assert!(held.repair().unwrap());
+    assert!(!held.repair().unwrap());
     assert!(held.path().starts_with(scratch.0.join("fallback")), "{:?}", held.path());
     let later = StateDir::at(Some(scratch.0.join("run")), scratch.0.join("fallback"), 42).unwrap();
     assert_eq!(later.find("web").unwrap().id, "0123456789ab");
@@ -316,11 +320,9 @@ fn a_supervisors_socket_is_reached_and_does_not_make_a_client_wait_for_ever() {
     let patience = std::time::Duration::from_millis(20);
     let error = dir.connect_control("0123456789ab", patience).unwrap_err().to_string();
     assert!(error.contains("control.sock"), "{error}");
-    let listener = socket::socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
-    let entry = File::open(held.path()).unwrap();
-    let address = UnixAddr::new(&short_path(&entry, "control.sock")).unwrap();
-    socket::bind(listener.as_raw_fd(), &address).unwrap();
-    socket::listen(&listener, socket::Backlog::new(1).unwrap()).unwrap();
+    let listener = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
+    listener.bind(&SockAddr::unix(held.path().join("control.sock")).unwrap()).unwrap();
+    listener.listen(1).unwrap();
     let client = dir.connect_control("0123456789ab", patience).unwrap();
     let error = crate::sys::scm::recv(&client, &mut [0; 8]).unwrap_err();
     assert!(error.is_would_block(), "{error}");
