@@ -140,45 +140,116 @@ fn ask(states: &StateDir, sandbox: &SandboxState, request: &Request) -> Result<i
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::state::Registration;
     use crate::plan::{BRIDGE, Definition, Endpoint, Ipv4Part, Seat, Sharing};
+    use socket2::{Domain, SockAddr, Socket, Type};
     use std::collections::BTreeMap;
+    use std::path::PathBuf;
+
+    /// A registered sandbox on a network of a test's own; gone with the test.
+    struct Scene {
+        root: PathBuf,
+        states: StateDir,
+        held: Option<Registration>,
+    }
+
+    impl Scene {
+        fn new(name: &str, mode: Mode, shared: bool) -> Scene {
+            let root = std::env::temp_dir().join(format!("tapline-connect-{}-{name}", std::process::id()));
+            std::fs::create_dir(&root).unwrap();
+            let states = StateDir::at(Some(root.clone()), root.join("fallback"), 42).unwrap();
+            let mut held = states.register("0123456789ab", "web").unwrap();
+            let definition = Definition {
+                name: BRIDGE.into(),
+                id: "0123456789ab".into(),
+                v4: Some(Ipv4Part::new("10.9.0.0/24".parse().unwrap(), None, None).unwrap()),
+                v6: None,
+                mtu: 1500,
+                sharing: Sharing { internal: false, icc: true },
+                dns: Vec::new(),
+                dns_search: Vec::new(),
+                labels: BTreeMap::new(),
+                created: 0,
+            };
+            let mut network = definition.network();
+            network.sharing = network.sharing.filter(|_| shared);
+            let mut state = states.find("web").unwrap();
+            let endpoint = Endpoint { mac: MacAddr([2, 0x42, 10, 9, 0, 2]), ..Endpoint::default() };
+            state.endpoints = vec![Seat { endpoint, network, default_route: true }];
+            state.mode = mode;
+            held.publish(&state).unwrap();
+            Scene { root, states, held: Some(held) }
+        }
+
+        /// What the person is told when the supervisor answers so; with nothing to say it closes the connection.
+        fn ask(&self, reply: Option<Reply>) -> Result<i32, String> {
+            let path = self.held.as_ref().unwrap().path().join("control.sock");
+            let listener = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
+            listener.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+            listener.listen(1).unwrap();
+            let request = Request::Disconnect { network: BRIDGE.into() };
+            let result = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let (client, _) = listener.accept().unwrap();
+                    let (asked, _) = wire::recv::<Request>(&client).unwrap().unwrap();
+                    assert_eq!(asked, request);
+                    if let Some(reply) = reply {
+                        wire::send(&client, &reply, &[]).unwrap();
+                    }
+                });
+                ask(&self.states, &self.states.find("web").unwrap(), &request)
+            });
+            std::fs::remove_file(path).unwrap();
+            result.map_err(told)
+        }
+    }
+
+    impl Drop for Scene {
+        fn drop(&mut self) {
+            self.held = None;
+            let _ = std::fs::remove_dir_all(&self.root);
+        }
+    }
+
+    fn told(failure: Failure) -> String {
+        match failure {
+            Failure::Failed(error) => format!("{error:#}"),
+            other => format!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_the_supervisor_answers_is_what_the_person_reads() {
+        let scene = Scene::new("answers", Mode::Bridge, true);
+        assert_eq!(scene.ask(Some(Reply { error: None })), Ok(0));
+        let refused = scene.ask(Some(Reply { error: Some("it is the last one".into()) }));
+        assert_eq!(refused, Err("it is the last one".into()));
+        assert!(scene.ask(None).unwrap_err().contains("ended before it was done"));
+        let request = Request::Disconnect { network: BRIDGE.into() };
+        let silent = ask(&scene.states, &scene.states.find("web").unwrap(), &request).map_err(told).unwrap_err();
+        assert!(silent.starts_with("the supervisor of `web` does not listen (cannot connect to "), "{silent}");
+    }
+
+    #[test]
+    fn only_sandboxes_with_interfaces_of_their_own_can_be_connected() {
+        for (name, mode, why) in [
+            ("host", Mode::Host, "was started with --net host and cannot be connected to networks: its interfaces are"),
+            ("container", Mode::Container, "connect that one"),
+        ] {
+            let scene = Scene::new(name, mode, true);
+            let error = find(&scene.states, "web").map_err(told).unwrap_err();
+            assert!(error.starts_with("`web` ") && error.contains(why), "{error}");
+        }
+        let scene = Scene::new("none", Mode::None, true);
+        assert!(find(&scene.states, "web").is_ok());
+    }
 
     #[test]
     fn only_shared_networks_count_as_connected() {
-        let definition = Definition {
-            name: BRIDGE.into(),
-            id: "0123456789ab".into(),
-            v4: Some(Ipv4Part::new("10.9.0.0/24".parse().unwrap(), None, None).unwrap()),
-            v6: None,
-            mtu: 1500,
-            sharing: Sharing { internal: false, icc: true },
-            dns: Vec::new(),
-            dns_search: Vec::new(),
-            labels: BTreeMap::new(),
-            created: 0,
-        };
-        let seat = |shared: bool| {
-            let mut network = definition.network();
-            network.sharing = network.sharing.filter(|_| shared);
-            Seat { endpoint: Endpoint::default(), network, default_route: true }
-        };
-        let sandbox = |endpoints| SandboxState {
-            id: "0123456789ab".into(),
-            name: "web".into(),
-            pid: None,
-            supervisor_pid: 1,
-            mode: Mode::Bridge,
-            v4: None,
-            v6: None,
-            since: 0,
-            command: Vec::new(),
-            endpoints,
-            ports: Vec::new(),
-            names: None,
-            container: None,
-        };
-        assert!(is_on(&sandbox(vec![seat(true)]), BRIDGE));
-        assert!(!is_on(&sandbox(vec![seat(false)]), BRIDGE));
-        assert!(!is_on(&sandbox(vec![seat(true)]), "db"));
+        let scene = Scene::new("shared", Mode::Bridge, true);
+        let sandbox = scene.states.find("web").unwrap();
+        assert!(is_on(&sandbox, BRIDGE) && !is_on(&sandbox, "db"));
+        let scene = Scene::new("private", Mode::Private, false);
+        assert!(!is_on(&scene.states.find("web").unwrap(), BRIDGE));
     }
 }
