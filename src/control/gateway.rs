@@ -46,6 +46,8 @@ mod ports;
 pub const GRACE: Duration = Duration::from_millis(100);
 /// How long a shared gateway waits for another connection after its last.
 pub const LINGER: Duration = Duration::from_secs(2);
+/// How long a worker may take to serve an endpoint; below a supervisor's own patience.
+const SERVICE: Duration = Duration::from_secs(5);
 /// Supervisors that may wait to be accepted.
 pub const BACKLOG: i32 = 1024;
 /// How long a connection to a shared gateway may take to say what it is for.
@@ -101,7 +103,10 @@ fn private(attach: OwnedFd) -> Result<(), GatewayError> {
         return Err(error.into());
     }
     let start_worker = Box::new(Worker::start);
-    serve_one(attach, Setup { start_worker, check_link, shared: false, first_word: None, linger: LINGER })
+    serve_one(
+        attach,
+        Setup { start_worker, check_link, shared: false, first_word: None, linger: LINGER, service: SERVICE },
+    )
 }
 
 fn shared(listener: OwnedFd) -> Result<(), GatewayError> {
@@ -120,7 +125,14 @@ fn shared(listener: OwnedFd) -> Result<(), GatewayError> {
     say_ready.write_all(&[1]).map_err(failed("say that it is ready"))?;
     drop(say_ready);
     let start_worker = Box::new(Worker::start);
-    let setup = Setup { start_worker, check_link, shared: true, first_word: Some(FIRST_WORD), linger: LINGER };
+    let setup = Setup {
+        start_worker,
+        check_link,
+        shared: true,
+        first_word: Some(FIRST_WORD),
+        linger: LINGER,
+        service: SERVICE,
+    };
     serve_many(listener, setup)
 }
 

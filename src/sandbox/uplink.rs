@@ -49,6 +49,9 @@ const WINDOW: Duration = Duration::from_secs(10);
 const SEARCH: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// How long a gateway may take to carry frames from when it has been told everything.
+const SERVICE: Duration = Duration::from_secs(10);
+
 /// How long the agent may take to reset what went through a gateway that has died.
 const RESET: Duration = Duration::from_millis(500);
 
@@ -81,8 +84,8 @@ pub(super) struct Uplink {
     replacements: Replacements,
     /// A duplicate of what the gateway has.
     link: Option<(LinkKind, OwnedFd)>,
-    /// The gateway has been told everything.
-    handed_over: bool,
+    /// When the gateway was told everything.
+    handed_over: Option<Instant>,
     /// The gateway carries frames.
     attached: bool,
     /// Some gateway has carried frames.
@@ -105,7 +108,7 @@ impl Uplink {
             since: Instant::now(),
             replacements: Replacements::default(),
             link: None,
-            handed_over: false,
+            handed_over: None,
             attached: false,
             has_worked: false,
             resetting: None,
@@ -126,7 +129,7 @@ impl Uplink {
         // One that does not read must not stop the supervisor. Where this fails it may.
         let _ = SockRef::from(&gateway.connection().as_fd()).set_write_timeout(Some(PATIENCE));
         self.gateway = Some(gateway);
-        (self.attached, self.handed_over) = (false, false);
+        (self.attached, self.handed_over) = (false, None);
         Ok(())
     }
 
@@ -147,7 +150,17 @@ impl Uplink {
 
     /// When it wants to be looked at again.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        [self.start_at, self.resetting].into_iter().flatten().min()
+        [self.start_at, self.resetting, self.service_due()].into_iter().flatten().min()
+    }
+
+    /// When the gateway will have taken too long to carry frames.
+    fn service_due(&self) -> Option<Instant> {
+        self.handed_over.filter(|_| !self.attached && self.gateway.is_some()).map(|since| since + SERVICE)
+    }
+
+    /// Has the gateway taken too long to carry frames?
+    pub(super) fn is_overdue(&self, now: Instant) -> bool {
+        self.service_due().is_some_and(|due| due <= now)
     }
 
     /// The link is there.
@@ -172,7 +185,7 @@ impl Uplink {
 
     /// Has the gateway been told everything?
     pub(super) fn is_handed_over(&self) -> bool {
-        self.handed_over
+        self.handed_over.is_some()
     }
 
     /// The agent has reset what was to be reset.
@@ -185,7 +198,11 @@ impl Uplink {
         if self.resetting.is_some_and(|until| until <= now) {
             self.resetting = None;
         }
-        self.gateway.is_some() && self.link.is_some() && !self.handed_over && self.resetting.is_none() && !self.leaving
+        self.gateway.is_some()
+            && self.link.is_some()
+            && self.handed_over.is_none()
+            && self.resetting.is_none()
+            && !self.leaving
     }
 
     /// Give the gateway the link; `api` is the listener of the sandbox's API, if it is to serve that.
@@ -199,7 +216,7 @@ impl Uplink {
         let endpoint = self.seat.endpoint.clone();
         let message = ToGateway::Attach { network, endpoint, link: *kind, host, api: api.is_some() };
         let fds: Vec<BorrowedFd<'_>> = [link.as_fd()].into_iter().chain(api).collect();
-        self.handed_over = true;
+        self.handed_over = Some(Instant::now());
         unless_gone(gateway.connection().send(&message, &fds))
     }
 
@@ -236,18 +253,25 @@ impl Uplink {
 
     /// The gateway has closed its connection, or is of no use any more.
     pub(super) fn handle_end(&mut self, now: Instant) -> Fate {
-        (self.attached, self.handed_over) = (false, false);
-        let how = match self.gateway.take() {
-            Some(gateway) => match gateway.stop(PATIENCE) {
-                Ok(ended) => ended.to_string(),
-                Err(error) => error.to_string(),
-            },
+        let overdue = self.is_overdue(now);
+        (self.attached, self.handed_over) = (false, None);
+        let how = match self.gateway.take().map(|gateway| gateway.stop(if overdue { Duration::ZERO } else { PATIENCE }))
+        {
+            Some(_) if overdue => format!("it has said nothing for {} seconds", SERVICE.as_secs()),
+            Some(Ok(ended)) => ended.to_string(),
+            Some(Err(error)) => error.to_string(),
             None => "its connection closed".to_owned(),
         };
         if self.leaving {
             return Fate::GaveUp(how);
         }
         if !self.has_worked {
+            if overdue {
+                return Fate::Failed(format!(
+                    "the gateway does not serve the network {}: {how}",
+                    self.seat.network.name
+                ));
+            }
             if self.is_shared() && now.duration_since(self.since) < SEARCH {
                 self.start_at = Some(now + PAUSE);
                 return Fate::Again;
@@ -266,7 +290,7 @@ impl Uplink {
     pub(super) fn give_up(&mut self) {
         self.gateway = None;
         self.start_at = None;
-        (self.attached, self.handed_over) = (false, false);
+        (self.attached, self.handed_over) = (false, None);
     }
 
     /// What went through a gateway that has died.
@@ -399,6 +423,31 @@ impl Replacements {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan;
+
+    #[test]
+    fn a_gateway_that_says_nothing_is_not_waited_for_longer_than_that() {
+        let endpoint = plan::Endpoint::default();
+        let seat = Seat { endpoint, network: crate::fuzzing::network(), default_route: true };
+        let order = order(&seat, None, LinkChoice::Auto, true);
+        let mut uplink = Uplink::new(0, seat, order);
+        let mut silent = std::process::Command::new("/bin/bash");
+        silent.args(["-c", "exec sleep 60"]);
+        uplink.gateway = Some(GatewayProcess::start(silent, Vec::new()).unwrap());
+        let (link, _other) = crate::sys::scm::pair().unwrap();
+        uplink.keep_link(LinkKind::Tap, link);
+        let now = Instant::now();
+        assert_eq!(uplink.deadline(), None);
+        uplink.hand_over(uplink.seat.network.clone(), HostView::default(), None).unwrap();
+        assert!(uplink.deadline().unwrap() >= now + SERVICE && !uplink.is_overdue(now));
+        let late = uplink.deadline().unwrap();
+        assert!(uplink.is_overdue(late));
+        match uplink.handle_end(late) {
+            Fate::Failed(why) => assert!(why.contains("has said nothing for 10 seconds"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+        assert!(uplink.deadline().is_none() && !uplink.has_gateway());
+    }
 
     #[test]
     fn three_replacements_in_ten_seconds_are_enough() {

@@ -473,6 +473,10 @@ impl Uplinks {
                 }
                 continue;
             }
+            if self.all[at].is_overdue(now) {
+                gave_up = gave_up.or(self.handle_end(number)?);
+                continue;
+            }
             if self.all[at].is_ready(now)
                 && let Err(error) = self.hand_over(at)
             {

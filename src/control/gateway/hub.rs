@@ -73,6 +73,8 @@ pub struct Setup {
     pub first_word: Option<Duration>,
     /// How long nobody may be there before a shared gateway ends.
     pub linger: Duration,
+    /// How long a worker may take to serve an endpoint.
+    pub service: Duration,
 }
 
 /// See the top of this file.
@@ -335,7 +337,16 @@ impl Hub {
         });
         self.tell_foreign();
         let answer = match sent {
-            Ok(()) => answer.await.map_err(|_| WorkerGone),
+            Ok(()) => match timeout(self.setup.service, answer).await {
+                Ok(answer) => answer.map_err(|_| WorkerGone),
+                Err(_) => {
+                    // Should it be served after all.
+                    let (reply, _) = oneshot::channel();
+                    let _ = place.commands.send(Command::DetachPort { id: place.id.clone(), reply });
+                    let seconds = self.setup.service.as_secs_f32();
+                    Ok(Err(format!("the worker of the network `{}` has not answered for {seconds} s", network.name)))
+                }
+            },
             Err(gone) => Err(gone),
         };
         match answer {

@@ -53,7 +53,7 @@ fn setup(shared: bool, linger: Duration) -> (Setup, sync_mpsc::Receiver<WorkerSi
         started.send(WorkerSide { events, commands, _poll: poll }).map_err(|_| io::Error::other("the test is over"))?;
         Ok(sender)
     });
-    (Setup { start_worker, check_link: |_, _| Ok(()), shared, first_word: None, linger }, workers)
+    (Setup { start_worker, check_link: |_, _| Ok(()), shared, first_word: None, linger, service: PATIENCE }, workers)
 }
 
 /// A private gateway's control thread, with the supervisor's and the worker's ends in the test's hands.

@@ -130,6 +130,11 @@ impl WorkerSide {
         }
     }
 
+    /// One that nobody waits for.
+    fn detach_unheard(&self, id: &str) {
+        assert!(matches!(self.command(), Command::DetachPort { id: ended, .. } if ended == id));
+    }
+
     fn foreign(&self) -> Vec<String> {
         match self.command() {
             Command::Foreign(subnets) => subnets.iter().map(ToString::to_string).collect(),
@@ -257,6 +262,25 @@ fn a_worker_that_cannot_serve_refuses_one_and_ends_with_the_last() {
         other => panic!("{other:?}"),
     }
     assert_eq!(web.refusal(), "no such device");
+    worker.stops();
+    gateway.ends().unwrap();
+}
+
+#[test]
+fn a_worker_that_does_not_answer_refuses_one_who_is_not_served_later() {
+    let (listener, address) = listener("mute");
+    let (setup, workers) = setup(true, LINGER);
+    let setup = Setup { service: Duration::from_millis(200), ..setup };
+    let control = std::thread::spawn(move || serve_many(listener, setup));
+    let gateway = Shared { address, workers, control };
+    let net = network("front", 1);
+    let web = gateway.ask(&net, &endpoint(WEB, "web", "10.1.1.5"));
+    let worker = gateway.worker();
+    let Command::AttachPort { reply, .. } = worker.command() else { panic!() };
+    let reason = web.refusal();
+    assert!(reason.contains("`front`") && reason.contains("0.2 s"), "{reason}");
+    assert!(reply.send(Ok(PortId(0))).is_err(), "nobody waits any more");
+    worker.detach_unheard(WEB);
     worker.stops();
     gateway.ends().unwrap();
 }
@@ -464,7 +488,14 @@ fn real_workers_serve_several_taps_and_stop_with_the_last() {
         let text = |error: &dyn std::fmt::Display| error.to_string();
         let (listener, address) = listener("taps");
         let start_worker = Box::new(Worker::start);
-        let setup = Setup { start_worker, check_link, shared: true, first_word: Some(PATIENCE), linger: LINGER };
+        let setup = Setup {
+            start_worker,
+            check_link,
+            shared: true,
+            first_word: Some(PATIENCE),
+            linger: LINGER,
+            service: PATIENCE,
+        };
         let control = std::thread::spawn(move || serve_many(listener, setup));
         let (front, back) = (network("front", 1), network("back", 2));
         let mut all = Vec::new();
