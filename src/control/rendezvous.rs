@@ -202,6 +202,11 @@ impl StateDir {
         Ok(Some(socket.into()))
     }
 
+    /// Has somebody taken away the place where the gateway is found? (The socket of one that has ended stays.)
+    pub fn has_lost_gateway(&self) -> bool {
+        !self.existing_bases().any(|base| fs::symlink_metadata(base.join(SOCKET)).is_ok())
+    }
+
     /// A connection to a gateway that is there.
     fn find_gateway(&self) -> Option<OwnedFd> {
         self.existing_bases().find_map(|base| connect(&base).ok())

@@ -390,10 +390,12 @@ impl Registration {
             self.lock = make_entry(&self.entry)?;
             self.moved = true;
         }
-        for claim in std::mem::take(&mut self.claims) {
-            // Nobody knew that it was taken.
+        for claim in self.claims.clone() {
+            // Nobody knew that it was taken. What cannot be claimed now, because somebody is still removing things, stays
+            // on the list for the next time.
             if let Some(holder) = self.claim(&locked, &claim)? {
                 tracing::warn!("the claim {claim} was lost to the sandbox `{}` ({})", holder.name, holder.id);
+                self.claims.retain(|lost| *lost != claim);
             }
         }
         self.write_claims()?;

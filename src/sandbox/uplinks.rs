@@ -32,7 +32,8 @@
 //! So they do when a sandbox that this one has a link to gets another address.
 //!
 //! A sandbox may outlive the session that its state directory belongs to. The directory is watched, and made again with
-//! everything in it when somebody has removed it.
+//! everything in it when somebody has removed it: for some seconds again and again, because who removes one directory
+//! after the other may still be at work ([`LOOK_AFTER`]). So is the place where the gateway of shared networks is found.
 //!
 //! At the end the ports are taken back first, and it is waited for that, so that they are free when the supervisor is
 //! gone: for [`RELEASE`], after which a gateway that is the sandbox's own is killed.
@@ -62,6 +63,10 @@ use crate::sys::scm;
 
 /// How long a gateway may take to close its listeners when the sandbox has ended.
 const RELEASE: Duration = Duration::from_millis(200);
+
+/// Who removes the state directory may be at it for a while: what was made anew is looked after for so long, this often.
+const LOOK_AFTER: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(100);
 
 /// How long a request of a caller may take; below a caller's own patience.
 const WORK: Duration = Duration::from_secs(8);
@@ -154,6 +159,8 @@ pub(super) struct Uplinks {
     work: Option<Work>,
     /// Hosts and resolv.conf inside, where they are the sandbox's own.
     files: Option<OwnFiles>,
+    /// The entry has just been made anew, or could not be: when to look again, and when no more.
+    looks_after: Option<(Instant, Instant)>,
     /// By uplink and name: the addresses of sandboxes that this one has links to.
     linked: BTreeMap<(u64, String), Vec<IpAddr>>,
 }
@@ -192,6 +199,7 @@ impl Uplinks {
             is_listening: false,
             work: None,
             files: None,
+            looks_after: None,
             linked: BTreeMap::new(),
         };
         uplinks.main = uplinks.choose_main();
@@ -241,6 +249,7 @@ impl Uplinks {
             Work::Connect { until, .. } | Work::Disconnect { until, .. } => *until,
         });
         let deadlines = self.all.iter().filter_map(Uplink::deadline).chain(work).chain(self.callers.deadline());
+        let deadlines = deadlines.chain(self.looks_after.map(|(next, _)| next));
         let waits = deadlines.map(|at| at.saturating_duration_since(now));
         waits.chain(self.watch.as_ref().and_then(HostWatch::refresh_interval)).min()
     }
@@ -447,6 +456,9 @@ impl Uplinks {
     /// When a network that was there at the start, or a port that the command line asks for, cannot be served.
     pub(super) fn go_on(&mut self, agent: Option<&OwnedFd>) -> Result<(bool, Option<GaveUp>), SandboxError> {
         let now = Instant::now();
+        if self.looks_after.is_some_and(|(next, _)| next <= now) {
+            self.look_at_entry();
+        }
         self.callers.expire(now);
         self.expire_work(now);
         self.begin_work(now);
@@ -818,31 +830,39 @@ impl Uplinks {
 
     /// Make the entry in the state directory again when somebody has removed it, or some of it.
     fn look_at_entry(&mut self) {
+        let now = Instant::now();
+        self.looks_after = self.looks_after.and_then(|(_, until)| (now < until).then_some((now + LOOK, until)));
         let registration = &mut self.record.registration;
-        match registration.repair() {
-            Ok(true) => {
-                self.watch_entry();
-                self.restore_sockets(true);
-                self.restore_gateway();
-                return;
-            }
-            Ok(false) => {}
+        let is_new = match registration.repair() {
+            Ok(is_new) => is_new,
             Err(error) => {
                 tracing::debug!("the sandbox's state cannot be made again: {error}");
+                let soon = self.looks_after.map_or(LOOK, |_| 10 * LOOK);
+                self.looks_after = Some((now + soon, now + LOOK_AFTER));
                 return;
             }
-        }
-        if !registration.path().join("state.json").exists()
+        };
+        if is_new {
+            self.looks_after = Some((now + LOOK, now + LOOK_AFTER));
+            self.watch_entry();
+        } else if !registration.path().join("state.json").exists()
             && let Err(error) = self.record.publish()
         {
             tracing::debug!("the sandbox's state cannot be written again: {error}");
         }
-        self.restore_sockets(false);
+        self.restore_sockets(is_new);
+        if is_new || self.states.has_lost_gateway() {
+            self.restore_gateway();
+        }
     }
 
     /// Listen again where a socket is gone, or all of them are.
     fn restore_sockets(&mut self, all: bool) {
         let entry = self.record.registration.path().to_owned();
+        if !entry.exists() {
+            // Somebody is at it.
+            return;
+        }
         if self.is_listening && (all || !entry.join(requests::SOCKET).exists()) {
             self.callers.listen(&entry);
         }
@@ -868,14 +888,16 @@ impl Uplinks {
         }
     }
 
-    /// The entry, and the directory that a logout removes the runtime directory from: what is unmounted there with the
+    /// The entry, the directory in which the gateway is found, and the one that a logout removes the runtime directory from: what is unmounted there with the
     /// entry in it says nothing itself.
     fn watch_entry(&mut self) {
         let Some(watch) = &mut self.watch else { return };
         let entry = self.record.registration.path();
         let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| entry.starts_with(dir));
         let above = runtime.as_deref().and_then(Path::parent).map(Path::to_owned);
-        watch.watch_too([entry.to_owned()].into_iter().chain(above).collect());
+        // <base>/sandboxes/<id>; the gateway of shared networks is found in the base.
+        let base = entry.ancestors().nth(2).map(Path::to_owned);
+        watch.watch_too([entry.to_owned()].into_iter().chain(base).chain(above).collect());
     }
 
     /// Let go of ports and links; the gateways that are the sandbox's own, for who wants to wait for their end, and the

@@ -327,3 +327,25 @@ fn a_supervisors_socket_is_reached_and_does_not_make_a_client_wait_for_ever() {
     let error = crate::sys::scm::recv(&client, &mut [0; 8]).unwrap_err();
     assert!(error.is_would_block(), "{error}");
 }
+
+#[test]
+fn claims_that_cannot_be_made_again_yet_are_made_the_next_time() {
+    let scratch = Scratch::new();
+    let dir = scratch.dir();
+    let mut web = dir.register("0123456789ab", "web").unwrap();
+    let locked = web.lock().unwrap();
+    for claim in ["networks/db/v4/10.9.0.2", "networks/db/mac/02:42:0a:09:00:02"] {
+        assert_eq!(web.claim(&locked, claim).unwrap(), None);
+    }
+    drop(locked);
+    let base = scratch.0.join("run/tapline/42");
+    fs::remove_dir_all(base.join("networks")).unwrap();
+    // Something is in the way, as when somebody removes what is just being made.
+    fs::write(base.join("networks"), "").unwrap();
+    assert!(web.repair().is_err());
+    fs::remove_file(base.join("networks")).unwrap();
+    web.repair().unwrap();
+    for claim in ["names/web", "networks/db/v4/10.9.0.2", "networks/db/mac/02:42:0a:09:00:02"] {
+        assert!(claims::is_same_file(&base.join(claim), &web.lock), "{claim}");
+    }
+}
