@@ -25,7 +25,7 @@
 //! used and *looked for* in both: logind removes the runtime directory when a session ends, while the sandboxes
 //! of that session may live on, and a shell from cron has no such variable. When a supervisor finds its own
 //! directory gone it makes it again, in whichever root can be used then ([`Registration::publish`],
-//! [`Registration::repair`]).
+//! [`Registration::repair`]); who comes in between waits for that ([`living`]).
 //!
 //! A name is given once: it is a claim ([`claims`]), made under the directory's lock, which is also the way to find a
 //! sandbox by its name. An entry whose lock nobody holds is a leftover of something that was killed; whoever meets it
@@ -48,8 +48,10 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use crate::plan::{Mode, Names, Published, Seat, Shared, words};
 
 pub mod claims;
+mod living;
 
 pub use claims::{Holder, Locked};
+pub use living::Living;
 
 /// Why the state directory cannot be used, or a sandbox not be found or registered.
 #[derive(Debug, thiserror::Error)]
@@ -194,6 +196,7 @@ impl StateDir {
     pub fn register(&self, id: &str, name: &str) -> Result<Registration> {
         // Dropped after the lock, which it takes when it is dropped.
         let mut registration;
+        self.wait_for_repair();
         let locked = self.lock()?;
         locked.sweep();
         let claim = claims::of_name(name);
@@ -541,6 +544,12 @@ fn make_entry(entry: &Path) -> Result<File> {
         }
         Err(TryLockError::Error(error)) => Err(failed("lock", path)(error)),
     }
+}
+
+/// Does somebody hold the lock on this file, be it with others?
+fn is_held_by_some(path: &Path) -> bool {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path);
+    file.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
 /// Does a living supervisor hold the lock on this file? When that cannot be found out it is taken for alive.

@@ -55,7 +55,7 @@ use crate::control::client::GatewayProcess;
 use crate::control::messages::{FromGateway, ToGateway};
 use crate::control::networks::Networks;
 use crate::control::requests::{self, Request};
-use crate::control::state::{Registration, SandboxState, StateDir};
+use crate::control::state::{Living, Registration, SandboxState, StateDir};
 use crate::control::wire;
 use crate::host::watch::HostWatch;
 use crate::plan::{Join, LinkKind, Mode, Ports, Protocol, Reached, Seat};
@@ -159,6 +159,8 @@ pub(super) struct Uplinks {
     work: Option<Work>,
     /// Hosts and resolv.conf inside, where they are the sandbox's own.
     files: Option<OwnFiles>,
+    /// Shown while the sandbox is on a shared network.
+    living: Option<Living>,
     /// The entry has just been made anew, or could not be: when to look again, and when no more.
     looks_after: Option<(Instant, Instant)>,
     /// By uplink and name: the addresses of sandboxes that this one has links to.
@@ -199,6 +201,7 @@ impl Uplinks {
             is_listening: false,
             work: None,
             files: None,
+            living: None,
             looks_after: None,
             linked: BTreeMap::new(),
         };
@@ -619,6 +622,9 @@ impl Uplinks {
 
     /// A gateway carries frames.
     fn handle_attached(&mut self, number: u64) {
+        if self.living.is_none() && self.at(number).is_some_and(|at| self.all[at].is_shared()) {
+            self.living = self.states.show_life();
+        }
         if self.is_wanted_by_caller(number) {
             self.finish_connect();
         }
@@ -737,6 +743,7 @@ impl Uplinks {
             let uplink = self.all.remove(at);
             self.forget(&uplink);
             drop(uplink);
+            self.living = self.living.take().filter(|_| self.all.iter().any(Uplink::is_shared));
             self.move_main();
         }
         self.write_down_seats();

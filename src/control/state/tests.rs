@@ -349,3 +349,30 @@ fn claims_that_cannot_be_made_again_yet_are_made_the_next_time() {
         assert!(claims::is_same_file(&base.join(claim), &web.lock), "{claim}");
     }
 }
+
+#[test]
+fn who_comes_when_everything_was_just_removed_waits_for_those_who_live() {
+    let scratch = Scratch::new();
+    let dir = scratch.dir();
+    let sign = || fs::read_dir(scratch.0.join("fallback")).map(|all| all.count()).unwrap_or(0);
+    let mut web = dir.register("0123456789ab", "web").unwrap();
+    let living = (dir.show_life().unwrap(), dir.show_life().unwrap());
+    assert_eq!(sign(), 1);
+    fs::remove_dir_all(scratch.0.join("run/tapline")).unwrap();
+    let taken = std::thread::scope(|scope| {
+        let other = scope.spawn(|| dir.register("ba9876543210", "web").map(drop).unwrap_err());
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        assert!(!other.is_finished(), "nobody waits");
+        assert!(web.repair().unwrap());
+        fs::write(scratch.0.join("run/tapline/42/gateway.sock"), "").unwrap();
+        other.join().unwrap()
+    });
+    assert!(matches!(taken, StateError::NameTaken { .. }), "{taken}");
+    // Where nobody lives nobody is waited for.
+    fs::remove_file(scratch.0.join("run/tapline/42/gateway.sock")).unwrap();
+    drop(living);
+    assert_eq!(sign(), 0);
+    let begun = std::time::Instant::now();
+    drop(dir.register("ba9876543210", "other").unwrap());
+    assert!(begun.elapsed() < std::time::Duration::from_secs(1));
+}
