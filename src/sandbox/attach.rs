@@ -258,13 +258,25 @@ impl<'a> Service<'a> {
 
     /// After everything that was heard: do what has become possible.
     fn go_on(&mut self) -> Result<(), SandboxError> {
-        let Some(uplinks) = &self.uplinks else { return Ok(()) };
-        if uplinks.needs_agent() && uplinks.has_links() && self.socket.is_none() && self.agents_left > 0 {
-            self.agents_left -= 1;
-            if let Err(error) = self.start_agent() {
-                tracing::warn!("nothing can be done inside the namespace any more: {error}");
-            }
+        self.start_agent_if_needed();
+        self.go_on_with_uplinks()?;
+        // What a caller has asked for may be the first thing that there is to do inside.
+        if self.start_agent_if_needed() { self.go_on_with_uplinks() } else { Ok(()) }
+    }
+
+    fn start_agent_if_needed(&mut self) -> bool {
+        let Some(uplinks) = &self.uplinks else { return false };
+        if !(uplinks.needs_agent() && uplinks.has_links() && self.socket.is_none() && self.agents_left > 0) {
+            return false;
         }
+        self.agents_left -= 1;
+        if let Err(error) = self.start_agent() {
+            tracing::warn!("nothing can be done inside the namespace any more: {error}");
+        }
+        true
+    }
+
+    fn go_on_with_uplinks(&mut self) -> Result<(), SandboxError> {
         let stays = self.errand != Errand::Link;
         let Some(uplinks) = &mut self.uplinks else { return Ok(()) };
         let (works, gave_up) = uplinks.go_on(self.socket.as_ref().filter(|_| stays))?;

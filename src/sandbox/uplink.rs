@@ -168,6 +168,11 @@ impl Uplink {
         self.link = Some((kind, link));
     }
 
+    /// The link, for who wants to keep it after the uplink.
+    pub(super) fn take_link(&mut self) -> Option<OwnedFd> {
+        self.link.take().map(|(_, link)| link)
+    }
+
     /// Has the link come?
     pub(super) fn has_link(&self) -> bool {
         self.link.is_some()

@@ -153,6 +153,8 @@ pub(super) struct Uplinks {
     numbers: u64,
     /// Interfaces that are made though nobody waits for them any more.
     unwanted: Vec<(u64, Order)>,
+    /// Links of interfaces that are being removed, by the order: an interface that goes by itself leaves its rules.
+    removing: Vec<(u64, OwnedFd)>,
     callers: Callers,
     /// Callers are let in.
     is_listening: bool,
@@ -197,6 +199,7 @@ impl Uplinks {
             told: false,
             orders: VecDeque::new(),
             unwanted: Vec::new(),
+            removing: Vec::new(),
             callers: Callers::default(),
             is_listening: false,
             work: None,
@@ -396,10 +399,12 @@ impl Uplinks {
             let (_, interface) = self.unwanted.swap_remove(at);
             let order = self.number();
             self.orders.push_back(ToAgent::Remove { order, name, interface });
+            self.removing.push((order, link));
         }
     }
 
     fn handle_done(&mut self, order: u64, error: Option<String>) {
+        self.removing.retain(|(removed, _)| *removed != order);
         match &self.work {
             Some(Work::Connect { uplink, .. }) if *uplink == order && error.is_some() => {
                 self.undo(error.unwrap_or_default());
@@ -450,6 +455,7 @@ impl Uplinks {
     /// The agent has gone, or there is another one.
     pub(super) fn forget_agent(&mut self) {
         self.joined = false;
+        self.removing.clear();
     }
 
     /// After everything that was heard: do what has become possible. `agent` is the socket to an agent that stays, where
@@ -701,11 +707,12 @@ impl Uplinks {
     fn undo(&mut self, why: String) {
         let Some(Work::Connect { caller, uplink: number, .. }) = self.work.take() else { return };
         if let Some(at) = self.at(number) {
-            let uplink = self.all.remove(at);
-            if uplink.has_link() {
+            let mut uplink = self.all.remove(at);
+            if let Some(link) = uplink.take_link() {
                 let name = uplink.seat.endpoint.ifname.clone();
                 let order = self.number();
                 self.orders.push_back(ToAgent::Remove { order, name, interface: uplink.order.clone() });
+                self.removing.push((order, link));
             } else {
                 self.unwanted.push((number, uplink.order.clone()));
             }
@@ -744,6 +751,9 @@ impl Uplinks {
             self.forget(&uplink);
             drop(uplink);
             self.living = self.living.take().filter(|_| self.all.iter().any(Uplink::is_shared));
+            if self.all.is_empty() {
+                self.record.state.mode = Mode::None;
+            }
             self.move_main();
         }
         self.write_down_seats();
