@@ -151,7 +151,7 @@ fn private(id: &str, name: &str, interface: &plan::Interface, network: &Network)
 
 /// A place on a shared network. It does not have the default route.
 pub(super) fn seat(about: &About, join: &Join, place: Place, ifname: String) -> Seat {
-    let Place { network, v4, v6, mac, .. } = place;
+    let Place { network, v4, v6, mac, dns_servers } = place;
     let given = about.names.as_ref().map(|names| names.servers.clone()).unwrap_or_default();
     let endpoint = Endpoint {
         id: about.id.clone(),
@@ -165,7 +165,7 @@ pub(super) fn seat(about: &About, join: &Join, place: Place, ifname: String) -> 
         exposed: about.exposed.clone(),
         access: about.access,
         names: about.names.as_ref().map(|names| own_names(names, &network)).unwrap_or_default(),
-        dns_servers: if given.is_empty() { network.dns_servers.clone() } else { given },
+        dns_servers: if given.is_empty() { dns_servers } else { given },
     };
     Seat { endpoint, network, default_route: false }
 }
@@ -209,4 +209,46 @@ pub(super) fn write_down(state: &mut SandboxState, seats: Vec<Seat>) {
     state.v4 = first.and_then(|seat| seat.endpoint.v4);
     state.v6 = first.and_then(|seat| seat.endpoint.v6);
     state.endpoints = seats;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_networks_resolvers_are_asked_for_a_sandbox_that_names_none() {
+        let about = About {
+            id: "0123456789ab".into(),
+            name: "web".into(),
+            search: None,
+            logging: Logging { verbosity: 0, json: false },
+            link: LinkChoice::Auto,
+            links: Vec::new(),
+            access: Access::default(),
+            exposed: Vec::new(),
+            names: None,
+            default_net: None,
+            publish_on: None,
+        };
+        let of_network: Vec<IpAddr> = vec!["192.0.2.53".parse().unwrap()];
+        let place = Place {
+            network: crate::fuzzing::network(),
+            v4: None,
+            v6: None,
+            mac: plan::MacAddr::default(),
+            dns_servers: of_network.clone(),
+        };
+        let servers = |about: &About| seat(about, &Join::default(), place.clone(), "eth0".into()).endpoint.dns_servers;
+        assert_eq!(servers(&about), of_network);
+        let own: Vec<IpAddr> = vec!["192.0.2.54".parse().unwrap()];
+        let names = Names {
+            hostname: String::new(),
+            dns: true,
+            servers: own.clone(),
+            search: None,
+            options: Vec::new(),
+            hosts: Vec::new(),
+        };
+        assert_eq!(servers(&About { names: Some(names), ..about }), own);
+    }
 }
