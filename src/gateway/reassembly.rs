@@ -18,8 +18,8 @@
 //! | --- | --- | --- |
 //! | datagram | 65,535 bytes, the least any fragment shows it must have | fragment dropped, malformed |
 //! | unfinished datagrams of a port | 16 | its oldest is given up |
-//! | of the network | 64 | the oldest is given up, the port's own if it has one |
-//! | memory of the network | 1 MiB | likewise |
+//! | of the network | 64 | the oldest of the port that has most is given up |
+//! | memory of the network | 1 MiB | the oldest of the port that holds most is given up |
 //! | gaps in a datagram | 128 | the datagram is given up |
 //! | time since its first fragment | 30 s (IPv4), 60 s (IPv6) | given up; ICMP time exceeded where the fragment with offset 0 had come |
 //!
@@ -151,7 +151,7 @@ impl Reassembler {
             return make_whole(done.peer, &done.header, done.key.protocol, &done.data).map(Some);
         }
         while self.bytes > MAX_BYTES {
-            let oldest = self.oldest(key.port);
+            let oldest = self.oldest_where_most(Unfinished::memory);
             self.give_up(oldest, DropReason::FragmentLimit, counters);
         }
         Ok(None)
@@ -192,8 +192,11 @@ impl Reassembler {
     /// A place for a new datagram; older ones make room where there are too many.
     fn begin(&mut self, now: Instant, key: Key, peer: Peer, counters: &mut Counters) -> usize {
         let of_port = self.unfinished.iter().filter(|u| u.key.port == key.port).count();
-        if of_port >= MAX_DATAGRAMS_OF_A_PORT || self.unfinished.len() >= MAX_DATAGRAMS {
+        if of_port >= MAX_DATAGRAMS_OF_A_PORT {
             let oldest = self.oldest(key.port);
+            self.give_up(oldest, DropReason::FragmentLimit, counters);
+        } else if self.unfinished.len() >= MAX_DATAGRAMS {
+            let oldest = self.oldest_where_most(|_| 1);
             self.give_up(oldest, DropReason::FragmentLimit, counters);
         }
         let timeout = if key.src.is_ipv4() { TIMEOUT_V4 } else { TIMEOUT_V6 };
@@ -212,9 +215,18 @@ impl Reassembler {
         self.unfinished.len() - 1
     }
 
-    /// The port's oldest datagram, or the oldest of all where the port has none. There must be one.
+    /// The port's oldest datagram. There must be one.
     fn oldest(&self, port: PortId) -> usize {
         self.unfinished.iter().position(|u| u.key.port == port).unwrap_or(0)
+    }
+
+    /// The oldest datagram of the port whose datagrams weigh most together: what one sandbox leaves unfinished is not at
+    /// the expense of the others. There must be one.
+    fn oldest_where_most(&self, weight: impl Fn(&Unfinished) -> usize) -> usize {
+        let of_port = |port| self.unfinished.iter().filter(|u| u.key.port == port).map(&weight).sum::<usize>();
+        // Few enough to be weighed each time.
+        let heaviest = self.unfinished.iter().map(|u| u.key.port).max_by_key(|port| of_port(*port));
+        heaviest.map_or(0, |port| self.oldest(port))
     }
 
     fn give_up(&mut self, index: usize, reason: DropReason, counters: &mut Counters) {
@@ -549,6 +561,28 @@ mod tests {
         let end = bench.feed(&Fragment { peer: other, ..piece(7, 8, false, &header, &[1; 8]) });
         assert!(end.unwrap().is_some());
         assert!(bench.feed(&piece(99, 8, false, &header, &[1; 8])).unwrap().is_some());
+    }
+
+    #[test]
+    fn what_others_leave_unfinished_costs_nobody_else_a_datagram() {
+        let header = header_v4();
+        let large = vec![1; 65_000];
+        for (ports, payload) in [(1, &large[..]), (4, &large[..8])] {
+            let mut bench = Bench::new();
+            for port in 10..10 + ports {
+                for id in 0..MAX_DATAGRAMS_OF_A_PORT as u32 {
+                    let peer = Peer { port: PortId(port), ..PEER };
+                    let fragment = Fragment { peer, ..piece(id, 0, true, &header, payload) };
+                    assert!(bench.feed(&fragment).unwrap().is_none());
+                }
+            }
+            for id in 0..4 {
+                assert!(bench.feed(&piece(id, 0, true, &header, &large[..32_000])).unwrap().is_none());
+            }
+            for id in 0..4 {
+                assert!(bench.feed(&piece(id, 32_000, false, &header, &[1; 8])).unwrap().is_some(), "{ports} {id}");
+            }
+        }
     }
 
     #[test]
