@@ -12,7 +12,7 @@
 //!
 //! A sandbox that has a link is told the linked one's addresses when it attaches and whenever they change: what changes
 //! the directory gives back the [`News`] that came of it.
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use hickory_proto::rr::Name;
@@ -164,7 +164,8 @@ impl Directory {
                 found.extend(members.flat_map(|member| &member.addresses));
             }
         }
-        found.dedup();
+        let mut seen = HashSet::new();
+        found.retain(|ip| seen.insert(*ip));
         (!found.is_empty() || self.has_name(asker, name)).then_some(found)
     }
 
@@ -187,9 +188,10 @@ impl Directory {
         found
     }
 
-    /// May what the sandbox (its id) asks for be passed on? Not when all its networks are internal ones.
+    /// May what the sandbox (its id) asks for be passed on? Not when all its networks are internal ones; nor when it has
+    /// left them.
     pub fn may_forward(&self, asker: &str) -> bool {
-        !self.sandboxes.contains_key(asker) || self.zones_of(asker).any(|(_, zone)| !zone.internal)
+        self.zones_of(asker).any(|(_, zone)| !zone.internal)
     }
 
     fn zones_of(&self, asker: &str) -> impl Iterator<Item = (u64, &Zone)> {
@@ -312,7 +314,7 @@ mod tests {
         assert_eq!(directory.owner("aaaaaaaaaaaa", "10.1.2.7".parse().unwrap()), Owner::Elsewhere);
 
         assert!(directory.may_forward("bbbbbbbbbbbb") && !directory.may_forward("cccccccccccc"));
-        assert!(directory.may_forward("dddddddddddd"), "on a network of its own");
+        assert!(!directory.may_forward("dddddddddddd"), "on none");
         directory.detach(2);
         assert!(!directory.may_forward("bbbbbbbbbbbb"));
         assert_eq!(directory.addresses("aaaaaaaaaaaa", b"app"), None);
@@ -339,6 +341,17 @@ mod tests {
         assert_eq!(directory.attach(4, &net, &endpoint("dddddddddddd", "other", "10.1.1.10")), []);
         directory.detach(1);
         assert_eq!(directory.detach(3), []);
+    }
+
+    #[test]
+    fn an_address_is_said_once_whatever_leads_to_it() {
+        let mut directory = Directory::default();
+        let net = network("front", 1, false);
+        let links = vec![SandboxLink { sandbox: "db".into(), alias: Some("db".into()) }];
+        directory.attach(1, &net, &Endpoint { links, ..endpoint("aaaaaaaaaaaa", "app", "10.1.1.5") });
+        let db = Endpoint { v6: Some("fd01::6".parse().unwrap()), ..endpoint("bbbbbbbbbbbb", "db", "10.1.1.6") };
+        directory.attach(2, &net, &db);
+        assert_eq!(directory.addresses("aaaaaaaaaaaa", b"db"), Some(ips(&["10.1.1.6", "fd01::6"])));
     }
 
     #[test]

@@ -77,6 +77,8 @@ struct Shared {
     upstreams: Upstreams,
     /// The resolvers are the host's, and change with it.
     follows_host: bool,
+    /// Several sandboxes share its network: whether it may ask others at all is the directory's to say.
+    is_listed: bool,
     in_flight: Arc<Semaphore>,
     streams: Arc<Semaphore>,
 }
@@ -135,6 +137,7 @@ impl Names {
             own: LocalZone::new(&endpoint.names).or(gateway),
             upstreams: Upstreams::new(servers, network.outbound.clone(), timing),
             follows_host,
+            is_listed: network.sharing.is_some(),
             in_flight: Arc::new(Semaphore::new(most)),
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
         }))
@@ -238,7 +241,8 @@ impl Shared {
         }
         let directory = self.names.directory();
         let view = View { own: &self.own, directory: &directory, asker: &self.asker };
-        let nothing_else = || (!directory.may_forward(&self.asker)).then(|| query.error(NXDOMAIN));
+        let may_forward = || !self.is_listed || directory.may_forward(&self.asker);
+        let nothing_else = || (!may_forward()).then(|| query.error(NXDOMAIN));
         let answer = view.answer(query).or_else(nothing_else)?;
         count(&self.counters().local);
         Some(answer)

@@ -84,6 +84,23 @@ async fn closed() -> SocketAddr {
 }
 
 #[tokio::test]
+async fn who_has_just_left_an_internal_network_asks_nobody_outside_either() {
+    let host = HostView { resolvers: vec![good(1).await], ..HostView::default() };
+    let endpoint = Endpoint { id: "0123456789ab".into(), name: "web".into(), ..Endpoint::default() };
+    for internal in [true, false] {
+        let sharing = Some(crate::plan::Sharing { internal, icc: true });
+        let network = Network { sharing, ..crate::fuzzing::network() };
+        let names = Names::default();
+        let forwarder = names.forwarder_with_timing(&network, &endpoint, &host, TIMING);
+        names.attach(1, &network, &endpoint);
+        let outcome = if internal { ResponseCode::NXDomain } else { ResponseCode::NoError };
+        assert_eq!(code(&ask(&forwarder, query(1, "secret.example.", None)).await), outcome);
+        names.detach(1);
+        assert_eq!(code(&ask(&forwarder, query(2, "secret.example.", None)).await), ResponseCode::NXDomain);
+    }
+}
+
+#[tokio::test]
 async fn messages_pass_as_they_are_but_for_the_id() {
     // An unknown type (65280), an unknown EDNS option (65001), and an answer that only its maker understands.
     let tail = b"\x03www\x07ExAmPle\x03org\x00\xff\x00\x00\x01";
