@@ -13,7 +13,9 @@
 //!   each of its connections).
 //! - worker to control: [`Event`]s over a bounded tokio channel of [`EVENT_CAPACITY`] entries, filled with
 //!   `try_send`. When it is full the worker goes on: a DNS query is counted as
-//!   [`DnsOverload`](crate::gateway::counters::DropReason::DnsOverload), and whoever asked asks again.
+//!   [`DnsOverload`](crate::gateway::counters::DropReason::DnsOverload), and whoever asked asks again. Of several
+//!   sandboxes each has an eighth of the entries for its questions ([`Turn`]), so that one that asks without end takes
+//!   nobody else's.
 //!
 //! A command that wants an answer carries a one-shot sender. A worker that is asked to stop closes what is left and returns
 //! from its loop; a worker whose senders are all gone stops too. A sender whose worker has ended gets
@@ -119,6 +121,10 @@ pub enum Command {
     },
 }
 
+/// One of the places that a sandbox's questions have in the channel to the control thread: they are counted by their
+/// references.
+pub type Turn = Arc<()>;
+
 /// From a worker to the control thread.
 #[derive(Debug)]
 pub enum Event {
@@ -128,6 +134,8 @@ pub enum Event {
         asker: Asker,
         /// The DNS message as it came.
         message: Vec<u8>,
+        /// Dropped when the question has been taken up.
+        turn: Turn,
     },
     /// A sandbox opened a TCP connection to the DNS address: the far end of a socket pair that carries
     /// DNS over TCP (two bytes of length, then the message; RFC 7766).
@@ -136,6 +144,8 @@ pub enum Event {
         asker: Asker,
         /// The forwarder's end.
         stream: UnixStream,
+        /// Dropped when it has been taken up.
+        turn: Turn,
     },
     /// One sentence that the person should read once.
     Notice(String),

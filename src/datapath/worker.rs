@@ -505,6 +505,9 @@ impl Worker {
             let side = HostSide::new(self.poll.registry(), &network, &host, self.events.clone())?;
             let mut gateway = Gateway::new(now, network.clone(), host);
             gateway.handle_foreign(self.foreign.clone());
+            if network.sharing.is_some() {
+                gateway.tcp().limit(side.most_connections());
+            }
             self.served = Some(Served { gateway, host: side, switch: Switch::new(&network) });
         }
         if let Some(Served { gateway, .. }) = &self.served

@@ -156,8 +156,8 @@ impl EchoTable {
         let sequence = u16::from_be_bytes([s0, s1]);
         let mut sent = host.echo_send(id, leads_to, sequence, datagram);
         if known.is_none() && sent == Err(HostError::Exhausted) {
-            // No descriptor left: the flow idle longest makes room, unless this is the only one.
-            if let Some(oldest) = self.flows.oldest(key.port).filter(|oldest| *oldest != index) {
+            // No descriptor left: the flow idle longest of whoever has most makes room, unless this is the only one.
+            if let Some(oldest) = self.flows.oldest_where_most(key.port).filter(|oldest| *oldest != index) {
                 self.end(oldest, host);
                 sent = host.echo_send(id, leads_to, sequence, datagram);
             }

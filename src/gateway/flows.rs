@@ -115,6 +115,13 @@ impl<K: Copy + Eq + Hash, V> FlowTable<K, V> {
         Some(self.ports[*at as usize].list.first).filter(|first| *first != NONE)
     }
 
+    /// The flow that makes room for one more of this sandbox's when there is no room for anybody's: the one that was idle
+    /// longest of whoever has most, so that nobody's many flows keep others from having a few.
+    pub fn oldest_where_most(&self, port: PortId) -> Option<u32> {
+        let most = self.ports.iter().max_by_key(|flows| flows.count).filter(|most| most.count > self.count(port));
+        most.map(|flows| flows.list.first).or_else(|| self.oldest(port))
+    }
+
     /// The place of the flow with this key.
     pub fn find(&self, key: &K) -> Option<u32> {
         self.by_key.get(key).copied()

@@ -157,6 +157,61 @@ fn one_sandbox_leaves_the_others_their_connects_and_their_errors() {
 }
 
 #[test]
+fn who_has_many_flows_makes_room_for_who_has_few() {
+    let mut test = test(false);
+    let peer = second(&mut test, Access::default());
+    for source in 1..=5 {
+        test.udp(&format!("10.0.2.100:{source}"), "192.0.2.1:7", b"x");
+        test.frame(Offload::default(), &echo_frame("10.0.2.100", "192.0.2.1", 8, source, 1, b"x"));
+    }
+    test.host.fail = [super::link::HostError::Exhausted].into();
+    let send = |test: &mut Test, mut frame: Vec<u8>| {
+        frame[6..12].copy_from_slice(&peer.mac.0);
+        test.gateway.handle_frame(test.now, peer.port, Offload::default(), &frame, &mut test.host, &mut test.link);
+    };
+    send(&mut test, udp_frame("10.0.2.101:1", "192.0.2.1:9", 8, b"x"));
+    assert_eq!((test.host.udp_closed.len(), test.host.udp_closed[0]), (1, test.host.udp[0].flow));
+    assert_eq!(test.host.udp.last().map(|sent| sent.to.port()), Some(9));
+    test.host.fail = [super::link::HostError::Exhausted].into();
+    send(&mut test, echo_frame("10.0.2.101", "192.0.2.2", 8, 1, 1, b"x"));
+    assert_eq!((test.host.echo_closed.len(), test.host.echo_closed[0]), (1, test.host.echo[0].flow));
+    assert_eq!(test.host.echo.last().map(|sent| sent.to), "192.0.2.2".parse().ok());
+    assert_eq!(test.dropped(DropReason::FlowLimit), 0);
+}
+
+#[test]
+fn one_sandbox_leaves_the_others_connections() {
+    let mut test = test(false);
+    let peer = second(&mut test, Access::default());
+    test.gateway.tcp().limit(2);
+    let mut send = |port: PortId, mac: MacAddr, from: [u8; 4], source: u16| {
+        let mut syn = Vec::new();
+        PacketBuilder::ethernet2(mac.0, network(1500).gateway_mac.0)
+            .ipv4(from, [192, 0, 2, 1], 64)
+            .tcp(source, 80, 1, 65535)
+            .syn()
+            .write(&mut syn, b"")
+            .unwrap();
+        test.gateway.handle_frame(test.now, port, Offload::default(), &syn, &mut test.host, &mut test.link);
+        (test.gateway.flows().0, test.gateway.counters().dropped(DropReason::FlowLimit))
+    };
+    for source in 1..=3 {
+        send(PEER.port, PEER.mac, [10, 0, 2, 100], source);
+    }
+    assert_eq!(send(peer.port, peer.mac, [10, 0, 2, 101], 1), (3, 1));
+    test.gateway.remove_port(PEER.port, &mut test.host);
+    test.gateway.add_port(PEER.port, endpoint());
+    let client = "203.0.113.9:5".parse().unwrap();
+    for _ in 0..2 {
+        let _ = test.gateway.open_published(test.now, peer.port, client, 80, &mut test.link);
+    }
+    assert_eq!(test.gateway.flows().0, 2, "those from outside count too");
+    let refused =
+        test.gateway.open_published(test.now, peer.port, "203.0.113.9:6".parse().unwrap(), 80, &mut test.link);
+    assert_eq!(refused.err(), Some(DropReason::FlowLimit));
+}
+
+#[test]
 fn other_networks_are_refused_once_they_are_known() {
     let mut test = test(false);
     test.gateway.handle_foreign(vec!["10.176.16.0/20".parse().unwrap()]);

@@ -22,8 +22,8 @@
 //! Timers: a flow ends when nothing came or went for `udp_timeout`, one that only asked port 53 after ten
 //! seconds (RFC 4787 REQ-5 and its exception).
 //!
-//! Limits: each sandbox has at most [`MOST_FLOWS`] flows; the one idle longest makes room. So it does when the
-//! host is out of descriptors. A flow whose first datagram could not be sent is not kept.
+//! Limits: each sandbox has at most [`MOST_FLOWS`] flows; the one idle longest makes room. When the
+//! host is out of descriptors, the one idle longest of the sandbox that has most does. A flow whose first datagram could not be sent is not kept.
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -259,8 +259,8 @@ impl UdpTable {
         if !is_new || sent != Err(HostError::Exhausted) {
             return sent;
         }
-        // No descriptor left: the flow idle longest makes room, unless this is the only one.
-        match self.flows.oldest(port).filter(|oldest| *oldest != index) {
+        // No descriptor left: the flow idle longest of whoever has most makes room, unless this is the only one.
+        match self.flows.oldest_where_most(port).filter(|oldest| *oldest != index) {
             Some(oldest) => {
                 self.end(oldest, host);
                 host.udp_send(id, to, datagram)

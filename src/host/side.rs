@@ -1,5 +1,6 @@
 //! A worker's whole outside, as the gateway sees it.
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use mio::Registry;
 use tokio::sync::mpsc;
@@ -8,9 +9,9 @@ use super::ping::PingHost;
 use super::published::Replies;
 use super::tcp::TcpHost;
 use super::udp::UdpHost;
-use crate::datapath::commands::Event;
+use crate::datapath::commands::{EVENT_CAPACITY, Event, Turn};
 use crate::datapath::tokens;
-use crate::gateway::link::{Asker, Datagram, EchoId, Host, HostError, ReplyPath, TcpId, UdpId};
+use crate::gateway::link::{Asker, Datagram, EchoId, Host, HostError, PortId, ReplyPath, TcpId, UdpId};
 use crate::plan::{HostView, Network};
 
 /// All host sockets of a worker, and the way to the forwarder.
@@ -24,6 +25,11 @@ pub struct HostSide {
     /// Datagrams for clients of published ports.
     pub replies: Replies,
     events: mpsc::Sender<Event>,
+    /// By port: what each of a sandbox's questions has while it waits for the control thread.
+    turns: Vec<Turn>,
+    /// How many of these may wait.
+    most_waiting: usize,
+    limits: Limits,
 }
 
 impl HostSide {
@@ -42,9 +48,26 @@ impl HostSide {
             ping: PingHost::new(registry.try_clone()?, tokens::ping, outbound, limits.ping),
             replies: Replies::default(),
             events,
+            turns: Vec::new(),
+            most_waiting: if network.sharing.is_some() { EVENT_CAPACITY / 8 } else { EVENT_CAPACITY },
+            limits,
         };
         side.handle_host_changed(view);
         Ok(side)
+    }
+
+    /// How many connections one of several sandboxes may have, so that the others have some too.
+    pub fn most_connections(&self) -> usize {
+        self.limits.tcp
+    }
+
+    /// A sandbox asks for a name: its turn, unless as many of its questions wait already as may.
+    fn turn(&mut self, port: PortId) -> Option<Turn> {
+        let index = port.0 as usize;
+        if index >= self.turns.len() {
+            self.turns.resize_with(index + 1, Turn::default);
+        }
+        self.turns.get(index).filter(|turn| Arc::strong_count(turn) <= self.most_waiting).cloned()
     }
 
     /// The host's addresses changed.
@@ -54,17 +77,20 @@ impl HostSide {
     }
 }
 
-/// How many of the process's descriptors datagram flows may have; connections may have the rest.
+/// How many of the process's descriptors flows may have: datagrams and pings together, and the connections of one of
+/// several sandboxes.
+#[derive(Clone, Copy)]
 struct Limits {
     udp: usize,
     ping: usize,
+    tcp: usize,
 }
 
 impl Limits {
     fn of_this_process() -> Limits {
         let soft = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).map_or(1024, |l| l.0);
         let files = usize::try_from(soft).unwrap_or(usize::MAX);
-        Limits { udp: (files / 4).clamp(16, 8192), ping: (files / 16).clamp(4, 512) }
+        Limits { udp: (files / 4).clamp(16, 8192), ping: (files / 16).clamp(4, 512), tcp: files / 8 * 5 }
     }
 }
 
@@ -74,8 +100,9 @@ impl Host for HostSide {
     }
 
     fn tcp_connect_dns(&mut self, flow: TcpId, asker: Asker) {
-        let handed_over = self.tcp.connect_pair(flow).ok().and_then(|stream| {
-            let event = Event::DnsStream { asker, stream };
+        let handed_over = self.turn(asker.peer.port).and_then(|turn| {
+            let stream = self.tcp.connect_pair(flow).ok()?;
+            let event = Event::DnsStream { asker, stream, turn };
             self.events.try_send(event).ok()
         });
         if handed_over.is_none() {
@@ -113,6 +140,32 @@ impl Host for HostSide {
     }
 
     fn dns_query(&mut self, asker: Asker, message: &[u8]) -> bool {
-        self.events.try_send(Event::DnsQuery { asker, message: message.to_vec() }).is_ok()
+        let Some(turn) = self.turn(asker.peer.port) else { return false };
+        self.events.try_send(Event::DnsQuery { asker, message: message.to_vec(), turn }).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::link::Peer;
+    use crate::plan::{MacAddr, Sharing};
+
+    #[test]
+    fn who_asks_without_end_leaves_the_others_their_turns() {
+        let poll = mio::Poll::new().unwrap();
+        let (events, mut waiting) = mpsc::channel(EVENT_CAPACITY);
+        let network = Network { sharing: Some(Sharing { internal: false, icc: true }), ..crate::fuzzing::network() };
+        let mut side = HostSide::new(poll.registry(), &network, &HostView::default(), events).unwrap();
+        let asker = |port: u32| {
+            let peer = Peer { port: PortId(port), mac: MacAddr::default() };
+            Asker { peer, from: "10.0.2.100:4000".parse().unwrap(), to: "10.0.2.3".parse().unwrap() }
+        };
+        let taken = (0..EVENT_CAPACITY).filter(|_| side.dns_query(asker(0), b"x")).count();
+        assert_eq!(taken, EVENT_CAPACITY / 8);
+        assert!(side.dns_query(asker(7), b"y"));
+        drop(waiting.try_recv().unwrap());
+        assert!(side.dns_query(asker(0), b"x"), "one was taken up");
+        assert!(!side.dns_query(asker(0), b"x"));
     }
 }

@@ -326,6 +326,8 @@ impl Hub {
     ) -> Result<(), GatewayError> {
         let Request { network, endpoint, host, kind, link, api } = request;
         self.handle_host(&place.id, &host);
+        // Before the first frame: from then on it is where nothing leads.
+        self.tell_foreign();
         let (reply, answer) = oneshot::channel();
         let sent = place.commands.send(Command::AttachPort {
             endpoint: Box::new(endpoint.clone()),
@@ -335,7 +337,6 @@ impl Hub {
             host: host.clone(),
             reply,
         });
-        self.tell_foreign();
         let answer = match sent {
             Ok(()) => match timeout(self.setup.service, answer).await {
                 Ok(answer) => answer.map_err(|_| WorkerGone),
@@ -526,7 +527,7 @@ impl Hub {
         let table = self.table();
         let Some(segment) = table.segments.get(network) else { return };
         match event {
-            Event::DnsQuery { asker, message } => {
+            Event::DnsQuery { asker, message, turn: _turn } => {
                 let Some(member) = segment.member_at(asker.peer.port) else { return };
                 let (forwarder, commands) = (member.forwarder.clone(), segment.commands.clone());
                 drop(table);
@@ -535,7 +536,7 @@ impl Hub {
                     let _ = commands.send(Command::DnsAnswer { asker, message });
                 });
             }
-            Event::DnsStream { asker, stream } => {
+            Event::DnsStream { asker, stream, turn: _turn } => {
                 let Some(member) = segment.member_at(asker.peer.port) else { return };
                 let forwarder = member.forwarder.clone();
                 drop(table);

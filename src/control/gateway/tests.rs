@@ -165,7 +165,7 @@ fn a_worker_that_ends_ends_the_gateway() {
 fn a_query_is_answered_through_the_worker() {
     let bench = Bench::attached(None);
     let message = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x09localhost\x00\x00\x01\x00\x01".to_vec();
-    bench.events.blocking_send(Event::DnsQuery { asker: asker(), message }).unwrap();
+    bench.events.blocking_send(Event::DnsQuery { asker: asker(), message, turn: Default::default() }).unwrap();
     match bench.command() {
         Command::DnsAnswer { asker: to, message } => {
             assert_eq!(to, asker());
@@ -182,7 +182,7 @@ fn a_stream_of_queries_is_served() {
     let bench = Bench::attached(None);
     let (mut ours, stream) = UnixStream::pair().unwrap();
     ours.set_read_timeout(Some(PATIENCE)).unwrap();
-    bench.events.blocking_send(Event::DnsStream { asker: asker(), stream }).unwrap();
+    bench.events.blocking_send(Event::DnsStream { asker: asker(), stream, turn: Default::default() }).unwrap();
     ours.write_all(b"\x00\x1b\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x09localhost\x00\x00\x01\x00\x01")
         .unwrap();
     let mut head = [0; 4];
@@ -514,7 +514,7 @@ fn names_are_answered_while_hundreds_of_clients_misbehave() {
     let begun = std::time::Instant::now();
     for _ in 0..20 {
         let message = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x09localhost\x00\x00\x01\x00\x01".to_vec();
-        bench.events.blocking_send(Event::DnsQuery { asker: asker(), message }).unwrap();
+        bench.events.blocking_send(Event::DnsQuery { asker: asker(), message, turn: Default::default() }).unwrap();
         assert!(matches!(bench.command(), Command::DnsAnswer { .. }));
     }
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());

@@ -72,6 +72,9 @@ impl TcpTable {
         if self.dialing.of(port) >= HALF_OPEN_LIMIT {
             return Err(DropReason::HalfOpenLimit);
         }
+        if self.is_full(port) {
+            return Err(DropReason::FlowLimit);
+        }
         let endpoint = segment.ports.get(&port).ok_or(DropReason::NoFlow)?;
         let peer = Peer { port, mac: endpoint.mac };
         let address = |ip: Option<IpAddr>| ip.map(|ip| SocketAddr::new(ip, sandbox_port));

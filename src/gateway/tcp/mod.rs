@@ -33,6 +33,8 @@
 //! A flow that has been quiet for [`QUIET`] gives its rings' pages back. A flow that ended leaves its memory to
 //! the next ([`SPARE_SLOTS`]) and, where the protocol wants it, a record of some 60 bytes for 10 seconds: it
 //! acknowledges a repeated FIN and yields to a new SYN (RFC 6191).
+//!
+//! Where several sandboxes share the process's descriptors each has a bounded number of flows ([`TcpTable::limit`]).
 use std::cmp::Reverse;
 use std::collections::hash_map::{Entry, RandomState};
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -157,6 +159,10 @@ pub struct TcpTable {
     connecting: Counts,
     /// Flows whose SYN the sandbox has not answered yet.
     dialing: Counts,
+    /// All flows.
+    open: Counts,
+    /// Most of a sandbox.
+    most_flows: usize,
     dirty: VecDeque<TcpId>,
     /// Flows that wait for room on their link.
     parked: Vec<TcpId>,
@@ -183,6 +189,8 @@ impl TcpTable {
             next_generation: 1,
             connecting: Counts::default(),
             dialing: Counts::default(),
+            open: Counts::default(),
+            most_flows: usize::MAX,
             dirty: VecDeque::new(),
             parked: Vec::new(),
             timers: BinaryHeap::new(),
@@ -196,6 +204,16 @@ impl TcpTable {
             flows_seen: 0,
             our_mtu: network.mtu,
         }
+    }
+
+    /// A sandbox has at most so many flows from now on; further SYNs are dropped and will be repeated.
+    pub fn limit(&mut self, most_flows: usize) {
+        self.most_flows = most_flows;
+    }
+
+    /// Has this sandbox as many flows as it may have?
+    fn is_full(&self, port: PortId) -> bool {
+        self.open.of(port) >= self.most_flows
     }
 
     /// Flows now.
@@ -306,6 +324,9 @@ impl TcpTable {
         if self.connecting.of(key.port) >= HALF_OPEN_LIMIT {
             return Err(DropReason::HalfOpenLimit);
         }
+        if self.is_full(key.port) {
+            return Err(DropReason::FlowLimit);
+        }
         let held = Box::new(HeldSyn::new(packet, tcp)?);
         let id = self.insert(now, key, packet.peer, State::Connecting(held));
         self.connecting.add(key.port);
@@ -340,6 +361,7 @@ impl TcpTable {
             dial: None,
         });
         self.by_key.insert(key, index);
+        self.open.add(key.port);
         TcpId { index: index as u32, generation }
     }
 
@@ -684,6 +706,7 @@ impl TcpTable {
     fn remove(&mut self, id: TcpId) -> Option<Flow> {
         self.flow(id)?;
         let flow = self.flows.remove(id.index as usize);
+        self.open.subtract(flow.key.port);
         if matches!(flow.state, State::Connecting(_)) {
             self.connecting.subtract(flow.key.port);
         }

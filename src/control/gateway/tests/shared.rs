@@ -149,7 +149,9 @@ impl WorkerSide {
     /// The answer to a question that the sandbox at this port asks.
     fn ask(&self, port: u32, query: &[u8]) -> Vec<u8> {
         let asker = Asker { peer: Peer { port: PortId(port), ..asker().peer }, ..asker() };
-        self.events.blocking_send(Event::DnsQuery { asker, message: query.to_vec() }).unwrap();
+        self.events
+            .blocking_send(Event::DnsQuery { asker, message: query.to_vec(), turn: Default::default() })
+            .unwrap();
         match self.command() {
             Command::DnsAnswer { message, .. } => message,
             other => panic!("{other:?}"),
@@ -184,8 +186,9 @@ fn each_network_has_a_worker_as_long_as_somebody_is_on_it() {
     let app_back = gateway.ask(&back, &endpoint(APP, "app", "10.1.2.6"));
     let back_worker = gateway.worker();
     assert_eq!(front_worker.foreign(), ["10.1.2.0/24"]);
-    back_worker.serve(0);
+    // It knows where nothing leads before the first frame comes.
     assert_eq!(back_worker.foreign(), ["10.1.1.0/24"]);
+    back_worker.serve(0);
     app_back.is_attached();
 
     // Each is answered for the networks that it is on.
@@ -203,8 +206,8 @@ fn each_network_has_a_worker_as_long_as_somebody_is_on_it() {
     let again = gateway.ask(&front, &endpoint(WEB, "web", "10.1.1.5"));
     assert_eq!(back_worker.foreign(), ["10.1.1.0/24"]);
     let front_worker = gateway.worker();
-    front_worker.serve(0);
     assert_eq!(front_worker.foreign(), ["10.1.2.0/24"]);
+    front_worker.serve(0);
     again.is_attached();
     drop(app_back);
     back_worker.detach(APP);
@@ -392,9 +395,9 @@ fn what_one_supervisor_says_of_the_host_is_for_all_and_said_once() {
     web.is_attached();
     let app = gateway.ask(&network("back", 2), &endpoint(APP, "app", "10.1.2.6"));
     let back = gateway.worker();
+    assert_eq!((front.foreign(), back.foreign()), (vec!["10.1.2.0/24".into()], vec!["10.1.1.0/24".into()]));
     back.serve(0);
     app.is_attached();
-    assert_eq!((front.foreign(), back.foreign()), (vec!["10.1.2.0/24".into()], vec!["10.1.1.0/24".into()]));
     let host = HostView { v4: Some([192, 0, 2, 1].into()), ..HostView::default() };
     for supervisor in [&web, &app] {
         wire::send(&supervisor.0, &ToGateway::HostChanged { host: host.clone() }, &[]).unwrap();
@@ -465,7 +468,9 @@ fn local_names_are_answered_many_times_a_second() {
         scope.spawn(|| {
             for at in 0..QUESTIONS {
                 let asker = Asker { peer: Peer { port: PortId(at % SANDBOXES), ..asker().peer }, ..asker() };
-                events.blocking_send(Event::DnsQuery { asker, message: query.clone() }).unwrap();
+                events
+                    .blocking_send(Event::DnsQuery { asker, message: query.clone(), turn: Default::default() })
+                    .unwrap();
             }
         });
         for _ in 0..QUESTIONS {
