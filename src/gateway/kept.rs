@@ -67,9 +67,13 @@ fn is_on_link(network: &Network, address: IpAddr) -> bool {
     on_link && !network.is_gateway(address) && !network.is_dns(address)
 }
 
-/// Can a sandbox answer somebody under this address, and nobody else?
+/// Can a sandbox answer somebody under this address, and nobody else? From an internal network no route leads to anybody
+/// but the gateway.
 pub(super) fn can_be_a_client(segment: &Segment, address: IpAddr) -> bool {
     let network = &segment.network;
+    if network.sharing.is_some_and(|sharing| sharing.internal) {
+        return false;
+    }
     let taken = network.is_gateway(address) || network.is_dns(address) || segment.has(address).is_some();
     let somebodys = match address {
         IpAddr::V4(ip) => {

@@ -157,6 +157,23 @@ fn one_sandbox_leaves_the_others_their_connects_and_their_errors() {
 }
 
 #[test]
+fn on_an_internal_network_the_gateway_stands_for_the_clients_of_a_published_port() {
+    for (internal, seen) in [(true, "10.0.2.2"), (false, "203.0.113.9")] {
+        let mut test = test(internal);
+        let client: SocketAddr = "203.0.113.9:5000".parse().unwrap();
+        test.gateway.open_published(test.now, PEER.port, client, 80, &mut test.link).unwrap();
+        let (_, _, syn) = test.link.frames.remove(0);
+        assert_eq!(syn[26..30], seen.parse::<std::net::Ipv4Addr>().unwrap().octets());
+        let path = super::link::ReplyPath { socket: 1, generation: 1, local: None };
+        test.gateway.handle_published_datagram(test.now, PEER.port, client, 80, b"x", 0, 0, path, &mut test.link);
+        let from = test.received().0;
+        assert_eq!(from.ip().to_string(), seen);
+        test.udp("10.0.2.100:80", &from.to_string(), b"answer");
+        assert_eq!(test.host.published[0].1, client);
+    }
+}
+
+#[test]
 fn who_has_many_flows_makes_room_for_who_has_few() {
     let mut test = test(false);
     let peer = second(&mut test, Access::default());
