@@ -21,6 +21,7 @@
 //! | link-layer address in neighbor discovery, target of an advertisement | the endpoint's | `spoofed_neighbor` |
 //! | IP source | the endpoint's, link-local included; 0.0.0.0 for DHCP and :: for ICMPv6 only | `spoofed` |
 //! | router advertisement, redirect, answers of a DHCP server | never | `rogue_server` |
+//! | ICMP error to another sandbox | about a packet from that one to the sender, who routes for nobody | `spoofed` |
 //! | fragments | the first has the upper header; none is neighbor discovery (RFC 6980) or has offloads | `malformed` |
 //! | offloads | fit the packet, and cover nothing of the headers that were looked at | `malformed` |
 //!
@@ -77,6 +78,8 @@ const MLD: [u8; 4] = [130, 131, 132, 143];
 const ECHO_REQUEST_V6: u8 = 128;
 /// Messages of ICMP that only a router sends: redirect (RFC 792), router advertisement (RFC 1256).
 const FROM_ROUTERS_V4: [u8; 2] = [5, 9];
+/// Unreachable, source quench, time exceeded, parameter problem (RFC 792).
+const ICMP_ERRORS: [u8; 4] = [3, 4, 11, 12];
 /// Options of neighbor discovery with a link-layer address (RFC 4861, 4.6.1).
 const LINK_LAYER_ADDRESS: [u8; 2] = [1, 2];
 
@@ -413,6 +416,10 @@ impl Switch {
         if piece.src.is_unspecified() {
             return Err(DropReason::Spoofed);
         }
+        let to_others = self.icc && addressee != Addressee::Gateway;
+        if to_others && is_icmp_error(piece) && !self.is_true_error(port, addressee, piece) {
+            return Err(DropReason::Spoofed);
+        }
         match addressee {
             Addressee::Gateway => Ok(Way::Gateway),
             Addressee::Group if !self.is_group(piece.dst) || piece.protocol == IpProtocol::Igmp => {
@@ -435,6 +442,16 @@ impl Switch {
         }
     }
 
+    /// Is an ICMP error about a packet that its receiver may have sent to its sender? Any other would be about a
+    /// conversation with somebody else, which it could break (RFC 5927): its port, its MTU.
+    fn is_true_error(&self, port: PortId, addressee: Addressee, piece: &Piece<'_>) -> bool {
+        let has = |port, address| self.station(port).is_some_and(|station| station.has(address));
+        match (addressee, piece.upper.get(8..).and_then(quoted_addresses)) {
+            (Addressee::Port(other), Some((from, to))) => has(other, from) && has(port, to),
+            _ => false,
+        }
+    }
+
     fn is_group(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(ip) => {
@@ -442,6 +459,26 @@ impl Switch {
             }
             IpAddr::V6(ip) => ip.is_multicast(),
         }
+    }
+}
+
+/// A message of ICMP that quotes a packet (RFC 792; RFC 4443, 2.1).
+fn is_icmp_error(piece: &Piece<'_>) -> bool {
+    match (piece.src, piece.protocol, piece.upper.first()) {
+        (IpAddr::V4(_), IpProtocol::Icmp, Some(kind)) => ICMP_ERRORS.contains(kind),
+        (IpAddr::V6(_), IpProtocol::Icmpv6, Some(kind)) => *kind < ECHO_REQUEST_V6,
+        _ => false,
+    }
+}
+
+/// From whom and to whom the packet was whose head this is.
+fn quoted_addresses(head: &[u8]) -> Option<(IpAddr, IpAddr)> {
+    let v4 = |at: usize| head.get(at..)?.first_chunk::<4>().map(|bytes| IpAddr::from(*bytes));
+    let v6 = |at: usize| head.get(at..)?.first_chunk::<16>().map(|bytes| IpAddr::from(*bytes));
+    match head.first()? >> 4 {
+        4 => Some((v4(12)?, v4(16)?)),
+        6 => Some((v6(8)?, v6(24)?)),
+        _ => None,
     }
 }
 

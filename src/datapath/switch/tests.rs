@@ -562,3 +562,32 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_icmp_error_is_about_a_packet_of_its_receiver_to_its_sender() {
+    let mut test = Test::new();
+    let outside = |ip: IpAddr| -> IpAddr { if ip.is_ipv4() { GATEWAY } else { GATEWAY6 }.parse().unwrap() };
+    for (address, protocol, kinds) in [(v4 as fn(PortId) -> IpAddr, ICMP, [3, 4, 11, 12]), (v6, ICMPV6, [1, 2, 3, 4])] {
+        for kind in kinds {
+            let error = |quoted: &[u8]| [&[kind, 0, 0, 0, 0, 0, 0, 0], quoted].concat();
+            let about = |from: IpAddr, to: IpAddr| {
+                error(&emit::testing::ip_packet(from, to, UDP, 64, &[&ports(4000, 53)[..], &[0, 8, 0, 0]].concat()))
+            };
+            let (a, b, c) = (address(A), address(B), address(C));
+            let send = |payload: &[u8]| ip_frame(A, mac(B), a, b, protocol, payload);
+            test.goes(A, &send(&about(b, a)), Way::Port(B));
+            for (from, to) in [(b, outside(b)), (b, c), (c, a), (a, b)] {
+                test.dropped(A, &send(&about(from, to)), DropReason::Spoofed);
+            }
+            test.dropped(A, &send(&about(b, a)[..20]), DropReason::Spoofed);
+            test.dropped(A, &send(&error(&[])), DropReason::Spoofed);
+            let to_gateway = ip_frame(A, gateway_mac(), a, outside(a), protocol, &about(outside(a), a));
+            test.goes(A, &to_gateway, Way::Gateway);
+            let (mac, all): (MacAddr, IpAddr) = match a {
+                IpAddr::V4(_) => (MacAddr::BROADCAST, "255.255.255.255".parse().unwrap()),
+                IpAddr::V6(_) => (ALL_NODES_MAC, "ff02::1".parse().unwrap()),
+            };
+            test.dropped(A, &ip_frame(A, mac, a, all, protocol, &about(b, a)), DropReason::Spoofed);
+        }
+    }
+}
