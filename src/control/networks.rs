@@ -9,7 +9,8 @@
 //! ```text
 //! networks/<name>/v4/<address>    one for each sandbox on the network, likewise v6/
 //! networks/<name>/mac/<address>   one for each, whatever its families
-//! definitions/bridge.toml         see below
+//! networks/bridge/bridge.toml     see below
+//! definitions/bridge.toml         likewise
 //! ```
 //!
 //! Two locks, always taken in this order: the one of the definitions' directory (flock on the directory itself), then
@@ -25,8 +26,9 @@
 //!
 //! **`bridge`** is made on first use. Two things can be in the way: the directory of the definitions cannot be written,
 //! or the definition's subnet is in use in this host namespace (this may be a `tapline run` inside a sandbox that is on
-//! `bridge` itself). Then a definition for this namespace alone is kept in the state directory. While anybody is on
-//! `bridge` its definition stays the one that counts.
+//! `bridge` itself). Then a definition for this namespace alone is kept in the state directory. It counts where the
+//! other cannot be used. While anybody is on `bridge` the definition that the first of them found stays the one that
+//! counts, of which a copy is kept: whoever has another home, or none, is on the same network.
 //!
 //! **Addresses** are handed out lowest free first. What is free is seen by reading directories and trying the locks of
 //! those who are there: no state file is read. The Ethernet address is made of the IP address; where somebody asked for
@@ -73,14 +75,20 @@ pub enum NetworkError {
         ids: Vec<String>,
     },
     /// Its file cannot be read.
-    #[error("{0}")]
+    #[error(transparent)]
     File(#[from] FileError),
     /// It cannot be one.
-    #[error("{0}")]
+    #[error(transparent)]
     Definition(#[from] DefinitionError),
     /// The name is taken.
     #[error("there is a network `{0}` already: choose another name, or remove it with `tapline network rm {0}`")]
     NameTaken(String),
+    /// Likewise, and for good.
+    #[error(
+        "there is a network `{BRIDGE}` already, and it cannot be removed: to change it, edit {} while no sandbox is on it",
+        .0.display()
+    )]
+    BridgeTaken(PathBuf),
     /// Its subnet overlaps another network's.
     #[error("the subnet {subnet} overlaps {other_subnet} of the network `{other}`: choose another, or leave it out")]
     Overlap {
@@ -191,7 +199,7 @@ pub enum NetworkError {
         error: io::Error,
     },
     /// The state directory.
-    #[error("{0}")]
+    #[error(transparent)]
     State(#[from] StateError),
 }
 
@@ -273,9 +281,10 @@ impl Networks {
     /// All of them.
     pub fn list(&self) -> Result<Listing> {
         let mut listing = self.kept()?;
-        if let Some(local) = self.local_bridge(&self.states.lock()?)? {
-            listing.definitions.retain(|other| other.name != local.name);
-            listing.definitions.push(local);
+        // One that is broken is in the listing as such.
+        if let Ok(Some(bridge)) = self.usable_bridge(&self.states.lock()?) {
+            listing.definitions.retain(|other| other.name != bridge.name);
+            listing.definitions.push(bridge);
         }
         listing.definitions.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(listing)
@@ -299,10 +308,15 @@ impl Networks {
         let listing = self.kept()?;
         let same = |path: &Path| path.file_stem().is_some_and(|stem| stem.eq_ignore_ascii_case(draft.name.as_str()));
         if files(dir)?.iter().any(|path| same(path)) {
-            return Err(NetworkError::NameTaken(draft.name.clone()));
+            return Err(match draft.name.as_str() {
+                BRIDGE => NetworkError::BridgeTaken(path_of(dir, BRIDGE)),
+                name => NetworkError::NameTaken(name.to_owned()),
+            });
         }
         let mut others = listing.definitions;
-        others.extend(self.local_bridge(&self.states.lock()?)?);
+        if draft.name != BRIDGE {
+            others.extend(self.usable_bridge(&self.states.lock()?).ok().flatten());
+        }
         let (definition, mut warnings) = self.complete(draft, &others)?;
         warnings.extend(listing.broken.iter().map(|error| format!("{error} (its subnet may be chosen again)")));
         write_definition(dir, &definition)?;
@@ -367,6 +381,9 @@ impl Networks {
             return Err(NetworkError::Twice { sandbox, network: definition.name.clone() });
         }
         check_other_networks(registration, definition)?;
+        if definition.name == BRIDGE {
+            keep_in_use(&held.locked, definition)?;
+        }
         let place = Choice::new(definition, &held.locked)?.place(join)?;
         let addresses = [place.v4.map(|ip| format!("v4/{ip}")), place.v6.map(|ip| format!("v6/{ip}"))];
         for address in addresses.into_iter().flatten().chain([format!("mac/{}", place.mac)]) {
@@ -413,13 +430,15 @@ impl Networks {
 
     /// The definition of `bridge` that counts here; `None` when there is none that can be used.
     fn usable_bridge(&self, locked: &Locked) -> Result<Option<Definition>> {
-        let candidates = [self.local_bridge(locked)?, self.kept_definition(BRIDGE)?];
-        if candidates.iter().all(Option::is_none) {
-            return Ok(None);
-        }
         let in_use = !locked.living(&format!("{}/mac", claims_of(BRIDGE)))?.is_empty();
+        if in_use && let Ok(Some(definition)) = bridge_in_use(locked) {
+            return Ok(Some(definition));
+        }
         let is_usable = |candidate: &Definition| in_use || self.route_in(candidate.subnets()).is_none();
-        Ok(candidates.into_iter().flatten().find(is_usable))
+        if let Some(kept) = self.kept_definition(BRIDGE)?.filter(is_usable) {
+            return Ok(Some(kept));
+        }
+        Ok(self.local_bridge(locked)?.filter(is_usable))
     }
 
     fn make_bridge(&self, locked: &Locked, dir_is_locked: bool) -> Result<Definition> {
@@ -581,6 +600,21 @@ struct Held {
     definition: Definition,
     locked: Locked,
     _guard: Option<Guard>,
+}
+
+/// The definition of `bridge` as those who are on it found it.
+fn bridge_in_use(locked: &Locked) -> Result<Option<Definition>> {
+    read_definition(&path_of(&locked.base().join(claims_of(BRIDGE)), BRIDGE), BRIDGE)
+}
+
+/// Somebody is about to be on `bridge`: who comes later is to find the same definition.
+fn keep_in_use(locked: &Locked, definition: &Definition) -> Result<()> {
+    if bridge_in_use(locked).is_ok_and(|kept| kept.as_ref() == Some(definition)) {
+        return Ok(());
+    }
+    let dir = locked.base().join(claims_of(BRIDGE));
+    make_dir(&dir)?;
+    write_definition(&dir, definition)
 }
 
 /// Below a base: definitions for this namespace alone.

@@ -274,6 +274,54 @@ fn without_a_place_for_definitions_bridge_is_this_namespaces_own() {
 }
 
 #[test]
+fn who_has_no_home_is_on_the_bridge_that_the_others_are_on() {
+    let scratch = Scratch::new();
+    let homeless = || Networks::at(None, scratch.states(), Some(Vec::new()));
+    let mut one = scratch.register(1);
+    let first = scratch.networks(&[]).take(&mut one, &join(BRIDGE)).unwrap();
+    let mut two = scratch.register(2);
+    assert_eq!(homeless().take(&mut two, &join(BRIDGE)).unwrap().network, first.network);
+    drop((one, two));
+    // Nobody is on it: the homeless make their own, which nobody else is to find.
+    let mut three = scratch.register(3);
+    let own = homeless().take(&mut three, &join(BRIDGE)).unwrap();
+    assert_ne!(own.network, first.network);
+    let mut four = scratch.register(4);
+    assert_eq!(scratch.networks(&[]).take(&mut four, &join(BRIDGE)).unwrap().network, own.network);
+    drop((three, four));
+    assert_eq!(scratch.networks(&[]).take(&mut scratch.register(5), &join(BRIDGE)).unwrap().network, first.network);
+}
+
+#[test]
+fn an_edited_bridge_counts_from_when_nobody_is_on_it() {
+    let scratch = Scratch::new();
+    let networks = scratch.networks(&[]);
+    let mut one = scratch.register(1);
+    let first = networks.take(&mut one, &join(BRIDGE)).unwrap();
+    fs::write(scratch.dir().join("bridge.toml"), "[ipv4]\nsubnet = \"10.9.0.0/24\"\n").unwrap();
+    assert_eq!(networks.take(&mut scratch.register(2), &join(BRIDGE)).unwrap().network, first.network);
+    assert_eq!(networks.list().unwrap().definitions[0].network(), first.network);
+    drop(one);
+    let edited = networks.take(&mut scratch.register(3), &join(BRIDGE)).unwrap();
+    assert_eq!(edited.v4, Some([10, 9, 0, 2].into()));
+    assert_eq!(networks.list().unwrap().definitions[0].network(), edited.network);
+    fs::remove_file(scratch.dir().join("bridge.toml")).unwrap();
+    networks.create(&v4(BRIDGE, "10.9.0.0/16")).unwrap();
+    let error = text(networks.create(&v4(BRIDGE, "10.9.0.0/16")));
+    assert!(error.contains("cannot be removed: to change it, edit ") && error.contains("bridge.toml"), "{error}");
+}
+
+#[test]
+fn an_error_says_a_thing_once() {
+    let scratch = Scratch::new();
+    let networks = scratch.networks(&[]);
+    networks.create(&v4("db", "10.9.0.0/24")).unwrap();
+    fs::write(scratch.dir().join("db.toml"), "junk").unwrap();
+    let error = anyhow::Error::from(networks.find("db").unwrap_err());
+    assert_eq!(format!("{error:#}").matches("db.toml").count(), 1, "{error:#}");
+}
+
+#[test]
 fn inside_a_sandbox_bridge_has_another_subnet_and_outside_it_stays() {
     let scratch = Scratch::new();
     let outer = scratch.networks(&[]).find(BRIDGE).unwrap();
