@@ -379,6 +379,28 @@ fn networks_may_stand_in_the_file_and_what_does_not_fit_a_call_is_for_others() {
 }
 
 #[test]
+fn dockers_spellings_are_understood() {
+    let plan = Home::new().plan(&["run", "--network", "a", "--net-alias", "db", "--network", "b", "true"]);
+    let names: Vec<&str> = plan["joins"].as_array().unwrap().iter().map(|j| j["network"].as_str().unwrap()).collect();
+    assert_eq!(names, ["a", "b"]);
+    assert_eq!(plan["joins"][0]["aliases"], serde_json::json!(["db"]));
+}
+
+#[test]
+fn the_way_out_names_the_command_that_was_typed() {
+    for (words, verbs) in [
+        (&["network", "create", "a_b"][..], "network create"),
+        (&["network", "create", "--mtu", "7", "a"], "network create"),
+        (&["network", "list", "--format", "x"], "network ls"),
+        (&["run", "--ip", "nowhere"], "run"),
+    ] {
+        let output = Home::new().tapline(words);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(stderr.lines().nth(1), Some(&*format!("try 'tapline {verbs} --help'")), "{words:?}");
+    }
+}
+
+#[test]
 fn options_after_the_command_are_the_commands() {
     let plan = Home::new().plan(&["run", "ls", "--mtu", "1"]);
     assert_eq!(plan["command"], serde_json::json!(["ls", "--mtu", "1"]));

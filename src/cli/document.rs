@@ -2,7 +2,7 @@
 //! them that `--get` asks for.
 //!
 //! A path names a part: keys and places in lists, joined by dots, `endpoints.0.v4`. A key that has dots itself is found
-//! all the same, the longest first. A table has a row for each part that has no parts itself, under the path that `--get`
+//! all the same, the longest first. `.endpoints[0].v4`, as other tools write it, is understood too. A table has a row for each part that has no parts itself, under the path that `--get`
 //! would take.
 use anyhow::anyhow;
 use clap::{Args, ValueEnum};
@@ -97,6 +97,11 @@ fn scalar(leaf: &Value) -> String {
 
 /// What a path leads to; otherwise what there is where it ends, for the person.
 fn get<'d>(document: &'d Value, path: &str) -> Result<&'d Value, String> {
+    if path == "." {
+        return Ok(document);
+    }
+    let path = path.strip_prefix('.').unwrap_or(path);
+    let path = with_dots(path);
     let words: Vec<&str> = path.split('.').collect();
     let (mut here, mut done) = (document, 0);
     while done < words.len() {
@@ -110,6 +115,20 @@ fn get<'d>(document: &'d Value, path: &str) -> Result<&'d Value, String> {
         (here, done) = next.ok_or_else(|| no_such(here, &words, done))?;
     }
     Ok(here)
+}
+
+/// `a[0].b` as `a.0.b`.
+fn with_dots(path: &str) -> String {
+    let mut text = path.to_owned();
+    for (at, _) in path.rmatch_indices('[') {
+        let digits = path[at + 1..].bytes().take_while(u8::is_ascii_digit).count();
+        let end = at + 1 + digits;
+        if digits > 0 && path[end..].starts_with(']') {
+            text.replace_range(end..=end, "");
+            text.replace_range(at..=at, ".");
+        }
+    }
+    text
 }
 
 fn no_such(here: &Value, words: &[&str], done: usize) -> String {
@@ -183,6 +202,9 @@ mod tests {
         assert_eq!(of("endpoints.0.aliases"), Ok("[\n  \"a\",\n  \"b\"\n]\n".into()));
         assert_eq!(of("labels.com.example.x"), Ok("long\n".into()));
         assert_eq!(of("labels.com.example"), Ok("short\n".into()));
+        assert_eq!(of(".endpoints[0].v4"), Ok("10.9.0.2\n".into()));
+        assert_eq!(of(".endpoints[0].aliases[1]"), Ok("b\n".into()));
+        assert_eq!(get(&document, "."), Ok(&document));
     }
 
     #[test]
@@ -193,6 +215,7 @@ mod tests {
         assert_eq!(of("endpoints.1"), "there is no `1` in `endpoints`: the list has one place, 0");
         assert_eq!(of("ports.0"), "there is no `0` in `ports`: the list is empty");
         assert_eq!(of("endpoints.0.mac"), "there is no `mac` in `endpoints.0`: there are aliases, v4");
+        assert_eq!(of("endpoints[x]"), "there is no `endpoints[x]`: there are endpoints, labels, name, pid, ports, v6");
         assert_eq!(of("pid.x"), "there is no `x` in `pid`: it has no parts");
         assert_eq!(of(""), "there is no ``: there are endpoints, labels, name, pid, ports, v6");
     }

@@ -58,7 +58,7 @@ impl Failure {
             },
             Failure::Clap(error) => {
                 say(&one_line(&error));
-                hint(subcommand_of(&error).as_deref());
+                hint(subcommand_of(&error).or_else(typed_subcommand).as_deref());
                 USAGE.into()
             }
             Failure::Usage(verb, text) => {
@@ -101,6 +101,19 @@ fn subcommand_of(error: &clap::Error) -> Option<String> {
     };
     let words = usage.split_whitespace().skip_while(|word| *word != "tapline").skip(1);
     let verbs: Vec<&str> = words.take_while(|word| word.bytes().all(|b| b.is_ascii_lowercase())).collect();
+    (!verbs.is_empty()).then(|| verbs.join(" "))
+}
+
+/// Likewise off the command line, for the errors that clap adds no usage to.
+fn typed_subcommand() -> Option<String> {
+    let description = super::command();
+    let mut here = &description;
+    let mut verbs = Vec::new();
+    for word in std::env::args_os().skip(1) {
+        let Some(next) = here.find_subcommand(word) else { break };
+        verbs.push(next.get_name());
+        here = next;
+    }
     (!verbs.is_empty()).then(|| verbs.join(" "))
 }
 

@@ -186,7 +186,7 @@ pub struct NetsArgs {
     ///
     /// With several, a list says what is wanted on one of them: name=NETWORK,ip=ADDRESS,ip6=ADDRESS,mac=MAC,
     /// alias=NAME,ifname=NAME.
-    #[arg(long, value_name = "NETWORK", value_parser = NetArg::parse, default_value = DEFAULT_NET)]
+    #[arg(long, visible_alias = "network", value_name = "NETWORK", value_parser = NetArg::parse, default_value = DEFAULT_NET)]
     net: Vec<NetArg>,
 
     /// IPv4 address on the shared network; of several, on the first whose subnet has it [default: the lowest free one]
@@ -198,7 +198,7 @@ pub struct NetsArgs {
     ip6: Option<Ipv6Addr>,
 
     /// Another name that others on its shared networks find it by; may be repeated
-    #[arg(long, value_name = "NAME", value_parser = parse_alias)]
+    #[arg(long, visible_alias = "net-alias", value_name = "NAME", value_parser = parse_alias)]
     network_alias: Vec<String>,
 
     /// Of several networks the one with the default route [default: the first that is not internal]
@@ -226,6 +226,11 @@ pub struct Nets {
     pub container: Option<Shared>,
     pub links: Vec<SandboxLink>,
     pub publish_on: Option<String>,
+}
+
+/// Could this word for a network be its id, or as much of it as somebody would type?
+pub fn may_be_id(word: &str) -> bool {
+    (4..=12).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// What only shared networks make use of.
@@ -282,7 +287,7 @@ impl NetsArgs {
             ));
         }
         for (option, chosen) in [("default-net", &self.default_net), ("on", &self.on)] {
-            if let Some(name) = chosen.as_ref().filter(|name| is_given(typed, option) && !self.joins_network(name)) {
+            if let Some(name) = chosen.as_ref().filter(|name| is_given(typed, option) && !self.may_join(name)) {
                 return Err(format!(
                     "'--{option} {name}' names a network that the sandbox is not on: add '--net {name}', or name another"
                 ));
@@ -296,8 +301,10 @@ impl NetsArgs {
         (self.net.len() > 1 && (self.ip.is_some() || self.ip6.is_some())).then_some((self.ip, self.ip6))
     }
 
-    fn joins_network(&self, name: &str) -> bool {
-        self.net.iter().any(|net| matches!(net, NetArg::Network(join) if join.network == name))
+    /// Is this network among them, as far as words can tell? Behind an id may be any.
+    fn may_join(&self, name: &str) -> bool {
+        let may_be = |join: &Join| join.network == name || may_be_id(&join.network) || may_be_id(name);
+        self.net.iter().any(|net| matches!(net, NetArg::Network(join) if may_be(join)))
     }
 
     /// What they mean together with the MAC and the interface's name, which concern the first network. `names` are
@@ -332,7 +339,7 @@ impl NetsArgs {
             join.aliases.sort();
             join.aliases.dedup();
         }
-        let known = |chosen: &Option<String>| chosen.clone().filter(|name| self.joins_network(name));
+        let known = |chosen: &Option<String>| chosen.clone().filter(|name| self.may_join(name));
         nets.default_net = known(&self.default_net);
         nets.publish_on = known(&self.on);
         nets.links.clone_from(&self.link);

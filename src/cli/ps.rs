@@ -83,6 +83,8 @@ fn networks(sandbox: &SandboxState) -> Vec<&str> {
 fn network_column(sandbox: &SandboxState) -> String {
     match (networks(sandbox), &sandbox.container) {
         (none, Some(Shared::Sandbox(name))) if none.is_empty() => format!("container:{name}"),
+        // It has been disconnected from all.
+        (none, _) if none.is_empty() && sandbox.mode == Mode::Bridge => mode_word(Mode::None).to_owned(),
         (none, _) if none.is_empty() => mode_word(sandbox.mode).to_owned(),
         (some, _) => some.join(","),
     }
@@ -212,6 +214,13 @@ mod tests {
         let row = ["web", "0123456789ab", "42", "private", "10.0.2.100", "-", "2h", "sh", "-c", "echo", "[2J"];
         assert_eq!(rows[1], row);
         assert!(!text.contains('\x1b'));
+    }
+
+    #[test]
+    fn who_was_disconnected_from_all_is_on_none() {
+        let lonely = SandboxState { mode: Mode::Bridge, v4: None, ..sandbox() };
+        assert_eq!(network_column(&lonely), "none");
+        assert_eq!(network_column(&sandbox()), "private");
     }
 
     #[test]

@@ -50,6 +50,22 @@ pub fn place_addresses(joins: &mut [plan::Join], v4: Option<Ipv4Addr>, v6: Optio
     }
 }
 
+/// Puts networks' names where their ids were typed, as far as there are such networks.
+pub fn name_networks(plan: &mut plan::Run) {
+    let joined = plan.joins.iter_mut().map(|join| &mut join.network);
+    let words = joined.chain(&mut plan.default_net).chain(&mut plan.publish_on);
+    let mut ids = words.filter(|word| net_options::may_be_id(word)).peekable();
+    if ids.peek().is_none() {
+        return;
+    }
+    let Ok(networks) = Networks::open() else { return };
+    for word in ids {
+        if let Ok(definition) = networks.find(word) {
+            *word = definition.name;
+        }
+    }
+}
+
 /// `run`: CMD's exit status.
 pub fn run(plan: plan::Run) -> Result<i32> {
     // The agent and init are copies of this process: what planning used would be theirs too.

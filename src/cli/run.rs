@@ -172,6 +172,7 @@ impl RunArgs {
             output::print(&dry_run::run(&plan, &warnings, format)?)?;
             return Ok(0);
         }
+        rooms::name_networks(&mut plan);
         if let Some((v4, v6)) = self.nets.addresses() {
             rooms::place_addresses(&mut plan.joins, v4, v6);
         }

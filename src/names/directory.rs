@@ -96,8 +96,8 @@ struct Member {
     addresses: Vec<IpAddr>,
     /// What leads to it on this network.
     keys: Vec<Key>,
-    /// What it calls others, and their names.
-    aliases: Vec<(Key, Key)>,
+    /// What it calls those that it has links to, their own names among it, and which sandbox it is.
+    aliases: Vec<(Key, String)>,
     /// Names of the sandboxes that it has links to.
     links: Vec<String>,
 }
@@ -118,7 +118,11 @@ impl Directory {
             name: absolute(&endpoint.name),
             addresses: endpoint.v4.map(IpAddr::from).into_iter().chain(endpoint.v6.map(IpAddr::from)).collect(),
             keys,
-            aliases: endpoint.links.iter().filter_map(|l| Some((key(l.alias.as_ref()?), key(&l.sandbox)))).collect(),
+            aliases: endpoint
+                .links
+                .iter()
+                .flat_map(|link| link.alias.iter().chain([&link.sandbox]).map(|name| (key(name), link.sandbox.clone())))
+                .collect(),
             links: endpoint.links.iter().map(|link| link.sandbox.clone()).collect(),
         };
         let sandbox = member.sandbox.clone();
@@ -153,16 +157,18 @@ impl Directory {
         news
     }
 
-    /// The addresses that a name has for the sandbox `asker` (its id); `None` where it has none.
+    /// The addresses that a name has for the sandbox `asker` (its id); `None` where it has none. What it calls one that
+    /// it has a link to leads to that one alone, whatever others are called.
     pub fn addresses(&self, asker: &str, name: &[u8]) -> Option<Vec<IpAddr>> {
         let mut found = Vec::new();
         for (connection, zone) in self.zones_of(asker) {
             let aliases = zone.members.get(&connection).map(|me| &me.aliases);
-            let linked = aliases.into_iter().flatten().filter(|(alias, _)| **alias == *name);
-            for key in linked.map(|(_, sandbox)| &**sandbox).chain([name]) {
-                let members = zone.names.get(key).into_iter().flatten().filter_map(|member| zone.members.get(member));
-                found.extend(members.flat_map(|member| &member.addresses));
+            if let Some((_, sandbox)) = aliases.into_iter().flatten().find(|(alias, _)| **alias == *name) {
+                found.extend(zone.addresses_of(sandbox));
+                continue;
             }
+            let members = zone.names.get(name).into_iter().flatten().filter_map(|member| zone.members.get(member));
+            found.extend(members.flat_map(|member| &member.addresses));
         }
         let mut seen = HashSet::new();
         found.retain(|ip| seen.insert(*ip));
@@ -352,6 +358,23 @@ mod tests {
         let db = Endpoint { v6: Some("fd01::6".parse().unwrap()), ..endpoint("bbbbbbbbbbbb", "db", "10.1.1.6") };
         directory.attach(2, &net, &db);
         assert_eq!(directory.addresses("aaaaaaaaaaaa", b"db"), Some(ips(&["10.1.1.6", "fd01::6"])));
+    }
+
+    #[test]
+    fn what_a_link_is_called_leads_to_no_other() {
+        let mut directory = Directory::default();
+        let net = network("front", 1, false);
+        let links = vec![SandboxLink { sandbox: "db".into(), alias: Some("store".into()) }];
+        directory.attach(1, &net, &Endpoint { links, ..endpoint("aaaaaaaaaaaa", "app", "10.1.1.5") });
+        directory.attach(2, &net, &endpoint("bbbbbbbbbbbb", "db", "10.1.1.6"));
+        directory.attach(3, &net, &endpoint("cccccccccccc", "store", "10.1.1.7"));
+        let other = Endpoint { aliases: vec!["db".into()], ..endpoint("dddddddddddd", "other", "10.1.1.8") };
+        directory.attach(4, &net, &other);
+        for name in [&b"store"[..], b"db"] {
+            assert_eq!(directory.addresses("aaaaaaaaaaaa", name), Some(ips(&["10.1.1.6"])));
+        }
+        assert_eq!(directory.addresses("cccccccccccc", b"store"), Some(ips(&["10.1.1.7"])));
+        assert_eq!(directory.addresses("cccccccccccc", b"db"), Some(ips(&["10.1.1.6", "10.1.1.8"])));
     }
 
     #[test]

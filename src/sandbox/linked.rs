@@ -35,7 +35,7 @@ pub enum LinkedError {
     Itself(String),
     /// On no network together.
     #[error(
-        "--link {name}: that sandbox is on none of this one's networks ({}) but on {theirs}: name the same network for \
+        "--link {name}: that sandbox is on none of this one's networks ({}){theirs}: name the same network for \
          both, or connect one with `tapline network connect`",
         ours.join(", ")
     )]
@@ -44,7 +44,7 @@ pub enum LinkedError {
         name: String,
         /// This one's networks.
         ours: Vec<String>,
-        /// The other one's, in words.
+        /// The other one's, in words that go on with the sentence.
         theirs: String,
     },
 }
@@ -83,7 +83,10 @@ fn peer(link: &SandboxLink, state: &SandboxState, ours: &[String]) -> Result<Pee
     let mut common = shared().filter(|seat| ours.contains(&seat.network.name)).peekable();
     let Some(first) = common.peek() else {
         let theirs: Vec<&str> = shared().map(|seat| seat.network.name.as_str()).collect();
-        let theirs = if theirs.is_empty() { "no shared one".to_owned() } else { theirs.join(", ") };
+        let theirs = match &theirs[..] {
+            [] => ", nor on any other that is shared".to_owned(),
+            theirs => format!(" but on {}", theirs.join(", ")),
+        };
         return Err(LinkedError::Apart { name: link.sandbox.clone(), ours: ours.to_vec(), theirs });
     };
     let exposed = first.endpoint.exposed.clone();

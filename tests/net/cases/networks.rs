@@ -13,6 +13,8 @@ cases! {
     an_internal_network_has_no_way_out,
     a_sandbox_that_says_nothing_is_on_the_bridge,
     a_sandbox_is_connected_and_disconnected_while_it_runs,
+    a_namespace_that_is_served_is_connected_and_disconnected,
+    a_network_goes_by_its_id_too,
     what_a_shared_network_promises_holds_for_the_locked,
     a_place_on_a_network_is_given_back_however_a_sandbox_ends,
 }
@@ -130,6 +132,33 @@ fn a_sandbox_is_connected_and_disconnected_while_it_runs() -> Result<(), Fault> 
         succeeds(&["network", "disconnect", "net-late", "net-none"])?;
     }
     Ok(())
+}
+
+fn a_namespace_that_is_served_is_connected_and_disconnected() -> Result<(), Fault> {
+    let _network = Made::new("net-served", &[])?;
+    let mut bare = sandbox("net-bare", &["--net", "none"])?;
+    let pid = inspect("net-bare")?["pid"].to_string();
+    succeeds(&["attach", "-q", "--detach", "--name", "net-att", &pid])?;
+    for _ in 0..2 {
+        succeeds(&["network", "connect", "net-served", "net-att"])?;
+        same("both", bare.ask(&["interfaces"])?.as_str(), "lo tap0 eth0")?;
+        succeeds(&["network", "disconnect", "net-served", "net-att"])?;
+        same("one", bare.ask(&["interfaces"])?.as_str(), "lo tap0")?;
+    }
+    succeeds(&["stop", "net-att"]).map(drop)
+}
+
+fn a_network_goes_by_its_id_too() -> Result<(), Fault> {
+    let (_one, _two) = (Made::new("net-number-one", &[])?, Made::new("net-number-two", &[])?);
+    let id = |name: &str| succeeds(&["network", "inspect", "--get", "id", name]).map(|id| id.trim().to_owned());
+    let (one, two) = (id("net-number-one")?, id("net-number-two")?);
+    let _first = sandbox("net-id-a", &["--net", &one])?;
+    let options = ["--net", &one, "--net", &two, "--default-net", &two, "--link", "net-id-a"];
+    let _second = sandbox("net-id-b", &options)?;
+    let state = inspect("net-id-b")?;
+    let places = state["endpoints"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let seen: Vec<_> = places.iter().map(|p| (p["network"].as_str(), p["default_route"].as_bool())).collect();
+    same("places", seen, vec![(Some("net-number-one"), Some(false)), (Some("net-number-two"), Some(true))])
 }
 
 fn what_a_shared_network_promises_holds_for_the_locked() -> Result<(), Fault> {

@@ -204,7 +204,7 @@ fn a_link_that_cannot_be_is_said_in_a_sentence() -> Result<(), Fault> {
     let _alone = sandbox("link-alone", &["--net", "private"])?;
     for (link, expected) in [
         ("link-nobody", "no sandbox has the name or id `link-nobody`"),
-        ("link-alone", "on none of this one's networks (bridge) but on no shared one"),
+        ("link-alone", "on none of this one's networks (bridge), nor on any other that is shared"),
         ("packet", "--link-kind"),
     ] {
         let words = ["run", "--name", "link-to", "--net", "bridge", "--link", &format!("{link}:x"), "--", "true"];
