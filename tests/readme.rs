@@ -118,6 +118,28 @@ fn every_command_line_works() {
                 home.run(&words);
                 assert!(home.run(&["exec", "bare", "--", "cat", "/proc/net/dev"]).contains("tap0"));
             }
+            "network" => {
+                let said = home.run(&words);
+                let places = home.run(&["inspect", "web", "--get", "endpoints"]);
+                match words[1] {
+                    "create" | "rm" => {
+                        let names = words[2..].iter().filter(|word| !word.starts_with("--"));
+                        let listed = home.run(&["network", "ls"]);
+                        for name in names {
+                            assert_eq!(
+                                listed.contains(&format!("{name} ")),
+                                words[1] == "create",
+                                "{words:?}: {listed}"
+                            );
+                        }
+                    }
+                    "connect" | "disconnect" => {
+                        assert_eq!(places.contains(&format!("\"{}\"", words[2])), words[1] == "connect", "{places}");
+                    }
+                    "ls" | "inspect" => assert!(said.contains("10.176."), "{said}"),
+                    other => panic!("nobody knows how to try `tapline network {other}`"),
+                }
+            }
             "exec" => assert!(home.run(&words).contains("host.tapline.internal")),
             "ps" | "inspect" => assert!(home.run(&words).contains("web")),
             "port" => assert_eq!(home.run(&words), ""),
@@ -163,8 +185,14 @@ fn every_flag_exists() {
     // cargo's, and the benchmark's.
     let mut known: Vec<&str> = vec!["help", "release", "example", "path", "tool"];
     assert!(include_str!("../bench/netbench.py").contains("\"--tool\""));
-    known.extend(description.get_subcommands().flat_map(|verb| verb.get_arguments()).filter_map(|arg| arg.get_long()));
-    for word in README.split(|c: char| !c.is_ascii_alphanumeric() && c != '-') {
+    let verbs = description.get_subcommands().flat_map(|verb| std::iter::once(verb).chain(verb.get_subcommands()));
+    known.extend(verbs.flat_map(|verb| verb.get_arguments()).filter_map(|arg| arg.get_long()));
+    // What stands behind `--` is other programs'.
+    let ours = README.lines().map(|line| match line.split_once(" -- ") {
+        Some((ours, _)) if line.starts_with("$ tapline ") => ours,
+        _ => line,
+    });
+    for word in ours.flat_map(|line| line.split(|c: char| !c.is_ascii_alphanumeric() && c != '-')) {
         let Some(flag) = word.strip_prefix("--").filter(|flag| !flag.is_empty() && !flag.starts_with('-')) else {
             continue;
         };
