@@ -1,6 +1,7 @@
 //! Shared networks: who reaches whom, by which name. More of it, with other people's programs, is in tests/interop.
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
@@ -15,6 +16,8 @@ cases! {
     a_sandbox_is_connected_and_disconnected_while_it_runs,
     a_namespace_that_is_served_is_connected_and_disconnected,
     a_network_goes_by_its_id_too,
+    an_attached_namespace_is_connected_and_disconnected_too,
+    the_default_route_is_where_it_was_asked_for_and_moves_on,
     what_a_shared_network_promises_holds_for_the_locked,
     a_place_on_a_network_is_given_back_however_a_sandbox_ends,
 }
@@ -159,6 +162,54 @@ fn a_network_goes_by_its_id_too() -> Result<(), Fault> {
     let places = state["endpoints"].as_array().map(Vec::as_slice).unwrap_or_default();
     let seen: Vec<_> = places.iter().map(|p| (p["network"].as_str(), p["default_route"].as_bool())).collect();
     same("places", seen, vec![(Some("net-number-one"), Some(false)), (Some("net-number-two"), Some(true))])
+}
+
+fn an_attached_namespace_is_connected_and_disconnected_too() -> Result<(), Fault> {
+    let _network = Made::new("net-joined", &[])?;
+    let mut first = sandbox("net-there-first", &["--net", "net-joined"])?;
+    let servers = served(&mut first)?;
+    let mut target = Command::new(this_program());
+    target.arg("target");
+    let mut target = Console::start(target)?;
+    let pid = target.child.0.id().to_string();
+    succeeds(&["attach", "-q", "--detach", "--name", "net-attached", &pid])?;
+    for _ in 0..2 {
+        let since = Instant::now();
+        succeeds(&["network", "connect", "net-joined", "net-attached"])?;
+        holds("the agent is started at once", since.elapsed() < Duration::from_secs(3))?;
+        same("after", target.ask(&["interfaces"])?.as_str(), "lo tap0 eth0")?;
+        for server in &servers {
+            same(server, target.ask(&["tcp-echo", server, "10000"])?.as_str(), "10000 bytes came back")?;
+        }
+        succeeds(&["network", "disconnect", "net-joined", "net-attached"])?;
+        same("before", target.ask(&["interfaces"])?.as_str(), "lo tap0")?;
+    }
+    same("the target ends", target.end()?.code(), Some(0))
+}
+
+fn the_default_route_is_where_it_was_asked_for_and_moves_on() -> Result<(), Fault> {
+    let _networks = (Made::new("net-in", &["--internal"])?, Made::new("net-1", &[])?, Made::new("net-2", &[])?);
+    let options = ["--net", "net-in", "--net", "net-1", "--net", "net-2", "--default-net", "net-2"];
+    let mut console = sandbox("net-three", &options)?;
+    let ifname = |network: &str| -> Result<String, Fault> {
+        let all = inspect("net-three")?;
+        let seats = all["endpoints"].as_array().ok_or("endpoints")?;
+        let seat = seats.iter().find(|seat| seat["network"] == network).ok_or("a seat")?;
+        Ok(seat["ifname"].as_str().unwrap_or_default().to_owned())
+    };
+    // 192.0.2.1 is nobody's (RFC 5737): a source address tells which way a packet would take.
+    let mut leads_to = |network: &str| -> Result<(), Fault> {
+        let ifname = ifname(network)?;
+        let own = addresses(&mut console, &ifname)?[0].to_string();
+        same(network, console.ask(&["source", "192.0.2.1"])?, own)
+    };
+    leads_to("net-2")?;
+    succeeds(&["network", "disconnect", "net-2", "net-three"])?;
+    leads_to("net-1")?;
+    succeeds(&["network", "connect", "net-2", "net-three"])?;
+    leads_to("net-2")?;
+    succeeds(&["network", "disconnect", "net-in", "net-three"])?;
+    leads_to("net-2")
 }
 
 fn what_a_shared_network_promises_holds_for_the_locked() -> Result<(), Fault> {

@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use tapline::sys::netlink::{LinkChange, Netlink};
@@ -63,6 +64,9 @@ pub fn probe(words: &[&str]) -> Result<String, String> {
         ["set-down", name] => set_down(name),
         ["resolve", name] => resolve(name),
         ["serve", port] => serve(port),
+        ["source", to] => source(to),
+        ["hold", to] => hold(to),
+        ["held", bytes] => held(number(bytes)?),
         ["print", path] => {
             std::fs::read_to_string(path).map(|t| t.trim_end().to_owned()).map_err(|e| format!("{path}: {e}"))
         }
@@ -271,4 +275,36 @@ fn set_down(name: &str) -> Result<String, String> {
         Err(error) if error.errno() == Some(libc::EPERM) => Ok("not permitted".into()),
         Err(error) => Err(error.to_string()),
     }
+}
+
+static HELD: Mutex<Option<TcpStream>> = Mutex::new(None);
+
+/// Connect, and keep the connection for [`held`].
+fn hold(to: &str) -> Result<String, String> {
+    let stream = TcpStream::connect(to).map_err(|e| format!("connect {to}: {e}"))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).map_err(|e| e.to_string())?;
+    *HELD.lock().map_err(|e| e.to_string())? = Some(stream);
+    Ok("held".into())
+}
+
+/// Send bytes over the connection that is kept, to a server that sends them back.
+fn held(bytes: usize) -> Result<String, String> {
+    let mut held = HELD.lock().map_err(|e| e.to_string())?;
+    let stream = held.as_mut().ok_or("nothing is held")?;
+    let mut back = vec![0; bytes];
+    stream.write_all(&vec![7; bytes]).and_then(|()| stream.read_exact(&mut back)).map_err(|e| e.to_string())?;
+    match back.iter().all(|byte| *byte == 7) {
+        true => Ok(format!("{bytes} bytes came back")),
+        false => Err("something else came back".into()),
+    }
+}
+
+/// Which address would be the source of a packet there.
+fn source(to: &str) -> Result<String, String> {
+    let socket = UdpSocket::bind("0.0.0.0:0").map_err(|e| e.to_string())?;
+    socket
+        .connect((to, 9))
+        .and_then(|()| socket.local_addr())
+        .map(|own| own.ip().to_string())
+        .map_err(|e| e.to_string())
 }
