@@ -134,6 +134,9 @@ impl<'a> Attendance<'a> {
             Ok(Some((ToAgent::TakeDefault { order, name, interface }, _))) => {
                 self.done(order, order::take_default(&name, &interface).map_err(|e| e.to_string()))
             }
+            Ok(Some((ToAgent::Answer { order, name, interface, udp }, _))) => {
+                self.done(order, order::answer_by(&name, &interface, &udp).map_err(|e| e.to_string()))
+            }
             Ok(Some((ToAgent::Reset { order, gone }, _))) => self.done(order, reset(&gone)),
             Ok(None) | Err(_) => false,
         }

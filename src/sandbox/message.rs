@@ -101,6 +101,17 @@ pub(super) enum ToAgent {
         /// How it was made.
         interface: Order,
     },
+    /// Have answers from UDP ports leave by an interface, and no others as said before.
+    Answer {
+        /// The order's number.
+        order: u64,
+        /// Its name.
+        name: String,
+        /// How it was made.
+        interface: Order,
+        /// Ranges of ports: the first and the last of each.
+        udp: Vec<(u16, u16)>,
+    },
     /// A gateway has died: reset the connections that went through it.
     Reset {
         /// The order's number.

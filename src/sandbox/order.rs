@@ -9,6 +9,9 @@
 //! yet. Where an interface leads nowhere else (an internal network), its table says so at once instead of letting the
 //! main table try with an address that is not of that network.
 //!
+//! A UDP server that is bound to no address has none when it answers, and would answer by the main table. The ports that are
+//! published on another network than that of the default route get rules of their own ([`answer_by`]).
+//!
 //! What is left when an interface goes are the rules, and that table's refusal; [`remove`] takes them away first. The
 //! number of an interface is its own in its namespace, so that two supervisors that serve one namespace do not get
 //! into each other's way.
@@ -133,6 +136,21 @@ pub fn take_default(name: &str, order: &Order) -> Result<(), LinkError> {
                     netlink.delete_route_in(libc::RT_TABLE_MAIN.into(), at, old.destination, 0, old.gateway)?;
                 }
             }
+        }
+    }
+    Ok(())
+}
+
+/// Have what is sent from these UDP ports leave by an interface that was made to order, where the sender has not said from
+/// which address; in place of what was said before. A server that is bound to no address answers so.
+pub fn answer_by(name: &str, order: &Order, udp: &[(u16, u16)]) -> Result<(), LinkError> {
+    let mut netlink = Netlink::open()?;
+    let index = netlink.link(name)?.index;
+    for like in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
+        let has_table = order.own_table && families(order).any(|(ip, ..)| ip.is_ipv6() == like.is_ipv6());
+        match netlink.route_ports(like, FIRST_TABLE + index, if has_table { udp } else { &[] }) {
+            Err(error) if error.is_family_missing() => {}
+            other => other?,
         }
     }
     Ok(())
@@ -362,6 +380,45 @@ mod tests {
                 remove(&made.name, &order).map_err(text)?;
             }
             Ok(())
+        });
+    }
+
+    #[test]
+    fn servers_bound_to_no_address_answer_by_the_interface_that_their_port_belongs_to() {
+        in_namespace(|| {
+            let orders = [order(176, true, false), order(177, false, false)];
+            let made: Vec<Made> = orders.iter().map(|o| make(o).map_err(text)).collect::<Result<_, _>>()?;
+            let source = |port: u16, to: &str| {
+                let to = SocketAddr::new(to.parse().map_err(text)?, 9);
+                let socket = UdpSocket::bind(SocketAddr::new(unspecified(to.ip()), port)).map_err(text)?;
+                socket.connect(to).map_err(text)?;
+                Ok::<IpAddr, String>(socket.local_addr().map_err(text)?.ip())
+            };
+            let own = |at: usize, to: &str| families(&orders[at]).find(|(ip, ..)| ip.is_ipv6() == to.contains(':'));
+            let check = |expected: &[(u16, usize)]| {
+                for to in ELSEWHERE {
+                    for &(port, at) in expected {
+                        let wanted = own(at, to).ok_or("no address")?.0;
+                        if source(port, to)? != wanted {
+                            return Err(format!("{port} to {to}: {} instead of {wanted}", source(port, to)?));
+                        }
+                    }
+                    // Neighbors are neighbors.
+                    let (near, prefix, _) = own(0, to).ok_or("no address")?;
+                    let neighbor = IpNet::new(near, prefix).map_err(text)?.hosts().nth(8).ok_or("no neighbor")?;
+                    if source(53, &neighbor.to_string())? != near {
+                        return Err(format!("53 to {neighbor}"));
+                    }
+                }
+                Ok(())
+            };
+            check(&[(53, 0), (5353, 0)])?;
+            answer_by(&made[1].name, &orders[1], &[(53, 53), (8000, 8009)]).map_err(text)?;
+            check(&[(52, 0), (53, 1), (54, 0), (8000, 1), (8009, 1), (8010, 0)])?;
+            answer_by(&made[1].name, &orders[1], &[(54, 54)]).map_err(text)?;
+            check(&[(53, 0), (54, 1), (8000, 0)])?;
+            answer_by(&made[0].name, &orders[0], &[]).map_err(text)?;
+            check(&[(53, 0), (54, 0), (8000, 0)])
         });
     }
 

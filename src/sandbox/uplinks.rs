@@ -58,7 +58,7 @@ use crate::control::requests::{self, Request};
 use crate::control::state::{Living, Registration, SandboxState, StateDir};
 use crate::control::wire;
 use crate::host::watch::HostWatch;
-use crate::plan::{Join, LinkKind, Mode, Ports, Protocol, Reached, Seat};
+use crate::plan::{Join, LinkKind, Mode, Ports, Protocol, Published, Reached, Seat};
 use crate::sys::scm;
 
 /// How long a gateway may take to close its listeners when the sandbox has ended.
@@ -161,6 +161,8 @@ pub(super) struct Uplinks {
     work: Option<Work>,
     /// Hosts and resolv.conf inside, where they are the sandbox's own.
     files: Option<OwnFiles>,
+    /// Whose interface answers leave by that are sent from these UDP ports, as the agent was told; see [`order`](super::order).
+    answers: Option<(u64, Vec<(u16, u16)>)>,
     /// Shown while the sandbox is on a shared network.
     living: Option<Living>,
     /// The entry has just been made anew, or could not be: when to look again, and when no more.
@@ -204,6 +206,7 @@ impl Uplinks {
             is_listening: false,
             work: None,
             files: None,
+            answers: None,
             living: None,
             looks_after: None,
             linked: BTreeMap::new(),
@@ -560,7 +563,23 @@ impl Uplinks {
             if let Err(error) = self.record.publish() {
                 tracing::warn!("`tapline ps` does not show the published ports: {error}");
             }
+            self.steer_answers();
         }
+    }
+
+    /// Servers whose ports are published on another network than that of the default route are to answer there.
+    fn steer_answers(&mut self) {
+        let udp = udp_ranges(&self.record.state.ports);
+        let Some(main) = self.main_uplink().filter(|main| main.has_link() && !main.leaving) else { return };
+        let wanted = (!main.seat.default_route && !udp.is_empty()).then_some((main.number, udp));
+        if self.answers == wanted {
+            return;
+        }
+        let (name, interface) = (main.seat.endpoint.ifname.clone(), main.order.clone());
+        let udp = wanted.as_ref().map(|(_, udp)| udp.clone()).unwrap_or_default();
+        self.answers = wanted;
+        let order = self.number();
+        self.orders.push_back(ToAgent::Answer { order, name, interface, udp });
     }
 
     /// The sandbox's places, without those that are only just coming or going.
@@ -576,6 +595,7 @@ impl Uplinks {
         if let Err(error) = self.record.publish() {
             tracing::warn!("`tapline inspect` does not show the sandbox's networks as they are: {error}");
         }
+        self.steer_answers();
     }
 
     /// Give a gateway its link, and the main one all that it serves besides.
@@ -949,4 +969,17 @@ impl Uplinks {
         self.numbers += 1;
         self.numbers - 1
     }
+}
+
+/// The UDP ports inside that are published, those beside each other together.
+fn udp_ranges(ports: &[Published]) -> Vec<(u16, u16)> {
+    let udp = ports.iter().filter(|port| port.protocol == Protocol::Udp).map(|port| port.sandbox_port);
+    let mut ranges: Vec<(u16, u16)> = Vec::new();
+    for port in udp.collect::<BTreeSet<u16>>() {
+        match ranges.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(port) => *last = port,
+            _ => ranges.push((port, port)),
+        }
+    }
+    ranges
 }

@@ -15,8 +15,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkBuffer,
-    NetlinkMessage, NetlinkPayload,
+    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkBuffer, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
@@ -26,7 +26,7 @@ use netlink_packet_route::link::{
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
-use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
@@ -354,6 +354,41 @@ impl Netlink {
         self.request(what, RouteNetlinkMessage::DelRule(rule(from, table)), 0)
     }
 
+    /// Have UDP packets that have no source address yet routed by this table when they come from these ports, after what
+    /// is on the links; in place of what was said before. `like` is any address of the family.
+    pub fn route_ports(&mut self, like: IpAddr, table: u32, udp: &[(u16, u16)]) -> Result<(), NetlinkError> {
+        let what = || format!("have answers from UDP ports routed by table {table}");
+        for priority in [PORTS_ON_LINK, PORTS] {
+            while self.remove_first_rule(like, priority)? {}
+        }
+        if udp.is_empty() {
+            return Ok(());
+        }
+        let mut on_link = port_rule(like, libc::RT_TABLE_MAIN.into(), PORTS_ON_LINK);
+        // All but default routes.
+        on_link.attributes.push(RuleAttribute::SuppressPrefixLen(0));
+        self.request(what, RouteNetlinkMessage::NewRule(on_link), NLM_F_CREATE | NLM_F_EXCL)?;
+        for &(start, end) in udp {
+            let mut rule = port_rule(like, table, PORTS);
+            rule.attributes.push(RuleAttribute::SourcePortRange(RulePortRange { start, end }));
+            self.request(what, RouteNetlinkMessage::NewRule(rule), NLM_F_CREATE | NLM_F_EXCL)?;
+        }
+        Ok(())
+    }
+
+    /// False when there was none.
+    fn remove_first_rule(&mut self, like: IpAddr, priority: u32) -> Result<bool, NetlinkError> {
+        let mut message = RuleMessage::default();
+        message.header.family = family(like);
+        message.attributes.push(RuleAttribute::Priority(priority));
+        let what = || format!("remove rule {priority}");
+        match self.request(what, RouteNetlinkMessage::DelRule(message), 0) {
+            Ok(()) => Ok(true),
+            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Make a pair of Ethernet interfaces, one here and the other in another network namespace.
     pub fn create_veth(
         &mut self,
@@ -530,6 +565,24 @@ fn rule(from: IpAddr, table: u32) -> RuleMessage {
         RuleAttribute::Source(from),
         RuleAttribute::Table(table),
         RuleAttribute::Priority(table),
+    ]);
+    message
+}
+
+/// The priorities of [`Netlink::route_ports`]: before the main table, after the rules of interfaces' own addresses.
+const PORTS_ON_LINK: u32 = 20_000;
+const PORTS: u32 = 20_001;
+/// Which the kernel's headers have, and libc has not.
+const FRA_IP_PROTO: u16 = 22;
+
+fn port_rule(like: IpAddr, table: u32, priority: u32) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = family(like);
+    message.header.action = RuleAction::ToTable;
+    message.attributes.extend([
+        RuleAttribute::Table(table),
+        RuleAttribute::Priority(priority),
+        RuleAttribute::Other(DefaultNla::new(FRA_IP_PROTO, vec![libc::IPPROTO_UDP as u8])),
     ]);
     message
 }
