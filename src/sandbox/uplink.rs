@@ -49,8 +49,8 @@ const WINDOW: Duration = Duration::from_secs(10);
 const SEARCH: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How long a gateway may take to carry frames from when it has been told everything.
-const SERVICE: Duration = Duration::from_secs(10);
+/// How long a gateway may take to carry frames from when it has been told everything: hundreds may start at once.
+const SERVICE: Duration = Duration::from_secs(20);
 
 /// How long the agent may take to reset what went through a gateway that has died.
 const RESET: Duration = Duration::from_millis(500);
@@ -79,8 +79,8 @@ pub(super) struct Uplink {
     gateway: Option<GatewayProcess>,
     /// When to start another, where there is none.
     start_at: Option<Instant>,
-    /// When the first was started.
-    since: Instant,
+    /// When the first was told everything.
+    since: Option<Instant>,
     replacements: Replacements,
     /// A duplicate of what the gateway has.
     link: Option<(LinkKind, OwnedFd)>,
@@ -105,7 +105,7 @@ impl Uplink {
             order,
             gateway: None,
             start_at: None,
-            since: Instant::now(),
+            since: None,
             replacements: Replacements::default(),
             link: None,
             handed_over: None,
@@ -222,6 +222,7 @@ impl Uplink {
         let message = ToGateway::Attach { network, endpoint, link: *kind, host, api: api.is_some() };
         let fds: Vec<BorrowedFd<'_>> = [link.as_fd()].into_iter().chain(api).collect();
         self.handed_over = Some(Instant::now());
+        self.since = self.since.or(self.handed_over);
         unless_gone(gateway.connection().send(&message, &fds))
     }
 
@@ -277,7 +278,8 @@ impl Uplink {
                     self.seat.network.name
                 ));
             }
-            if self.is_shared() && now.duration_since(self.since) < SEARCH {
+            // Before it is given a link a gateway waits for no supervisor for long.
+            if self.is_shared() && self.since.is_none_or(|since| now.duration_since(since) < SEARCH) {
                 self.start_at = Some(now + PAUSE);
                 return Fate::Again;
             }
@@ -448,10 +450,36 @@ mod tests {
         let late = uplink.deadline().unwrap();
         assert!(uplink.is_overdue(late));
         match uplink.handle_end(late) {
-            Fate::Failed(why) => assert!(why.contains("has said nothing for 10 seconds"), "{why}"),
+            Fate::Failed(why) => assert!(why.contains("has said nothing for 20 seconds"), "{why}"),
             other => panic!("{other:?}"),
         }
         assert!(uplink.deadline().is_none() && !uplink.has_gateway());
+    }
+
+    #[test]
+    fn a_shared_gateway_that_has_not_waited_for_the_link_is_looked_for_again_however_late_it_is() {
+        let sharing = Some(plan::Sharing { internal: false, icc: true });
+        let network = Network { sharing, ..crate::fuzzing::network() };
+        let seat = Seat { endpoint: plan::Endpoint::default(), network, default_route: true };
+        let order = order(&seat, None, LinkChoice::Auto, true);
+        let mut uplink = Uplink::new(0, seat, order);
+        let gateway = || {
+            let mut ending = std::process::Command::new("/bin/bash");
+            ending.args(["-c", "exit 0"]);
+            Some(GatewayProcess::start(ending, Vec::new()).unwrap())
+        };
+        let late = Instant::now() + 5 * SEARCH;
+        uplink.gateway = gateway();
+        assert_eq!(uplink.handle_end(late), Fate::Again);
+        assert!(uplink.wants_gateway(late + PAUSE));
+        // One that ends with the link in its hands is no better the next time.
+        uplink.gateway = gateway();
+        let (link, _other) = crate::sys::scm::pair().unwrap();
+        uplink.keep_link(LinkKind::Tap, link);
+        uplink.hand_over(uplink.seat.network.clone(), HostView::default(), None).unwrap();
+        assert_eq!(uplink.handle_end(Instant::now()), Fate::Again);
+        uplink.gateway = gateway();
+        assert!(matches!(uplink.handle_end(late), Fate::Failed(_)));
     }
 
     #[test]
