@@ -16,7 +16,7 @@
 //! found, and handed the same. Its connections are lost, the sandbox goes on. Before the next one gets the link, what
 //! went through the dead one is reset inside, for which the agent has [`RESET`]: so nothing new is hit, and nothing old
 //! is left to wait. One that dies before any has carried a frame is an error: it would not be different the next time.
-//! Only a shared gateway may have been about to end when it was found, so another is looked for, up to [`SEARCH`].
+//! Only a shared gateway may have been about to end when it was found, or may be dying, so another is looked for, up to [`SEARCH`].
 //! After [`REPLACEMENTS`] within [`WINDOW`] no more are started.
 use std::collections::VecDeque;
 use std::io;
@@ -58,7 +58,7 @@ const RESET: Duration = Duration::from_millis(500);
 /// What becomes of an uplink whose gateway has closed the connection.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// Another gateway is looked for; nothing has worked yet.
+    /// Another gateway is looked for: this one was about to end when it was found.
     Again,
     /// Another takes its place. The old one's end, for the person.
     Replaced(String),
@@ -82,6 +82,10 @@ pub(super) struct Uplink {
     /// When the first was told everything.
     since: Option<Instant>,
     replacements: Replacements,
+    /// When the last one died that is replaced.
+    died_at: Option<Instant>,
+    /// This one has refused to serve the sandbox.
+    was_refused: bool,
     /// A duplicate of what the gateway has.
     link: Option<(LinkKind, OwnedFd)>,
     /// When the gateway was told everything.
@@ -107,6 +111,8 @@ impl Uplink {
             start_at: None,
             since: None,
             replacements: Replacements::default(),
+            died_at: None,
+            was_refused: false,
             link: None,
             handed_over: None,
             attached: false,
@@ -129,6 +135,7 @@ impl Uplink {
         // One that does not read must not stop the supervisor. Where this fails it may.
         let _ = SockRef::from(&gateway.connection().as_fd()).set_write_timeout(Some(PATIENCE));
         self.gateway = Some(gateway);
+        self.was_refused = false;
         (self.attached, self.handed_over) = (false, None);
         Ok(())
     }
@@ -253,6 +260,10 @@ impl Uplink {
                 (self.attached, self.has_worked) = (true, true);
                 Ok(Some(FromGateway::Attached))
             }
+            Ok(Some(refused @ FromGateway::Refused { .. })) => {
+                self.was_refused = true;
+                Ok(Some(refused))
+            }
             other => other,
         }
     }
@@ -260,6 +271,7 @@ impl Uplink {
     /// The gateway has closed its connection, or is of no use any more.
     pub(super) fn handle_end(&mut self, now: Instant) -> Fate {
         let overdue = self.is_overdue(now);
+        let was_attached = self.attached;
         (self.attached, self.handed_over) = (false, None);
         let how = match self.gateway.take().map(|gateway| gateway.stop(if overdue { Duration::ZERO } else { PATIENCE }))
         {
@@ -285,9 +297,16 @@ impl Uplink {
             }
             return Fate::Failed(format!("the gateway ended before it carried a frame ({how})"));
         }
+        // One that dies may be found as long as it has not let go of the socket it listens at.
+        let is_recent = self.died_at.is_some_and(|at| now.duration_since(at) < SEARCH);
+        if self.is_shared() && !was_attached && !self.was_refused && !overdue && is_recent {
+            self.start_at = Some(now + PAUSE);
+            return Fate::Again;
+        }
         if !self.replacements.allow(now) {
             return Fate::GaveUp(how);
         }
+        self.died_at = Some(now);
         self.start_at = Some(now);
         self.resetting = Some(now + RESET);
         Fate::Replaced(how)
@@ -480,6 +499,35 @@ mod tests {
         assert_eq!(uplink.handle_end(Instant::now()), Fate::Again);
         uplink.gateway = gateway();
         assert!(matches!(uplink.handle_end(late), Fate::Failed(_)));
+    }
+
+    #[test]
+    fn a_dying_gateway_that_is_found_once_more_is_no_second_death() {
+        let sharing = Some(plan::Sharing { internal: false, icc: true });
+        let network = Network { sharing, ..crate::fuzzing::network() };
+        let seat = Seat { endpoint: plan::Endpoint::default(), network, default_route: true };
+        let order = order(&seat, None, LinkChoice::Auto, true);
+        let mut uplink = Uplink::new(0, seat, order);
+        let gateway = || {
+            let mut ending = std::process::Command::new("/bin/bash");
+            ending.args(["-c", "exit 0"]);
+            Some(GatewayProcess::start(ending, Vec::new()).unwrap())
+        };
+        let now = Instant::now();
+        (uplink.gateway, uplink.attached, uplink.has_worked) = (gateway(), true, true);
+        assert!(matches!(uplink.handle_end(now), Fate::Replaced(_)));
+        for _ in 0..2 * REPLACEMENTS {
+            uplink.gateway = gateway();
+            assert_eq!(uplink.handle_end(now + PAUSE), Fate::Again);
+            assert!(uplink.wants_gateway(now + 2 * PAUSE));
+        }
+        // One that says why not is another matter, and so is one that has carried frames.
+        (uplink.gateway, uplink.was_refused) = (gateway(), true);
+        assert!(matches!(uplink.handle_end(now + PAUSE), Fate::Replaced(_)));
+        (uplink.gateway, uplink.was_refused, uplink.attached) = (gateway(), false, true);
+        assert!(matches!(uplink.handle_end(now + PAUSE), Fate::Replaced(_)));
+        uplink.gateway = gateway();
+        assert!(matches!(uplink.handle_end(now + 2 * SEARCH), Fate::GaveUp(_)));
     }
 
     #[test]
