@@ -12,7 +12,8 @@
 //!    to where the [`switch`](super::switch) says; then the datagrams among them that waited
 //!    to leave together;
 //! 5. published ports ([`publish`](crate::publish)): accept, connect, move bytes and datagrams past the stack;
-//! 6. outcomes of connects; then dirty flows are pumped, at most [`PUMP_BUDGET`] of them;
+//! 6. outcomes of connects; then dirty flows are pumped, sandboxes in turn, at most [`PUMP_BUDGET`] of them and for
+//!    [`PUMP_TIME`], so that frames between sandboxes do not wait for them;
 //! 7. timers that are due.
 //!
 //! Readiness is edge-triggered: whoever stops before its source was empty (ports, datagram sockets) stays on a
@@ -54,6 +55,8 @@ use crate::sys::dgram::Batch;
 const FRAME_BUDGET: usize = 64;
 /// Most dirty flows pumped in one round.
 const PUMP_BUDGET: usize = 256;
+/// After this long in one round no further flow is pumped.
+const PUMP_TIME: Duration = Duration::from_millis(1);
 /// Most datagrams taken from a socket in one round.
 const DATAGRAM_BUDGET: usize = 64;
 /// Events taken in one wait.
@@ -348,7 +351,11 @@ impl Worker {
                 host.tcp.close(flow, true);
             }
         }
-        for _ in 0..PUMP_BUDGET {
+        let begun = Instant::now();
+        for pumped in 0..PUMP_BUDGET {
+            if pumped > 0 && begun.elapsed() >= PUMP_TIME {
+                break;
+            }
             let Some(flow) = gateway.tcp().take_dirty() else { break };
             let Some(stream) = host.tcp.stream(flow) else { continue };
             if let Some(end) = gateway.pump_tcp(now, flow, stream, &mut self.links) {

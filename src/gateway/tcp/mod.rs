@@ -25,7 +25,7 @@
 //! hash that nobody outside can predict (RFC 6528).
 //!
 //! Work is found without looking at every flow: a segment, a ready host socket or a timer makes a flow *dirty*,
-//! and the worker pumps dirty flows one after another. Timers are a heap with lazy deletion: a flow has at most
+//! and the worker pumps dirty flows one after another, sandboxes in turn. Timers are a heap with lazy deletion: a flow has at most
 //! one entry that counts, and an entry that comes too early is pushed back.
 //!
 //! Flows that begin outside, for published ports, are dialed in the client's name; see [`inbound`].
@@ -54,11 +54,13 @@ use crate::plan::Network;
 use crate::policy::Refusal;
 use crate::sys::tcp_slot::TcpSlot;
 use device::{FlowDevice, Wire};
+use dirty::Dirty;
 use flow::{End, HostStream, OpenFlow};
 use inbound::Dial;
 use wire::HeldSyn;
 
 mod device;
+mod dirty;
 pub mod flow;
 mod inbound;
 #[cfg(test)]
@@ -163,7 +165,7 @@ pub struct TcpTable {
     open: Counts,
     /// Most of a sandbox.
     most_flows: usize,
-    dirty: VecDeque<TcpId>,
+    dirty: Dirty,
     /// Flows that wait for room on their link.
     parked: Vec<TcpId>,
     timers: BinaryHeap<Reverse<(Instant, u32, u32)>>,
@@ -191,7 +193,7 @@ impl TcpTable {
             dialing: Counts::default(),
             open: Counts::default(),
             most_flows: usize::MAX,
-            dirty: VecDeque::new(),
+            dirty: Dirty::default(),
             parked: Vec::new(),
             timers: BinaryHeap::new(),
             quiet: VecDeque::new(),
@@ -530,7 +532,7 @@ impl TcpTable {
 
     /// The next flow that has something to do. Give it to [`pump`](Self::pump).
     pub fn take_dirty(&mut self) -> Option<TcpId> {
-        while let Some(id) = self.dirty.pop_front() {
+        while let Some(id) = self.dirty.pop() {
             if let Some(flow) = self.flow(id) {
                 flow.dirty = false;
                 return Some(id);
@@ -677,6 +679,7 @@ impl TcpTable {
             let delivered = flow.is_some_and(|f| matches!(f.state, State::Open(o) if o.is_delivered()));
             host.tcp_close(id, !delivered);
         }
+        self.dirty.remove_port(port);
         self.time_wait.retain(|key, _| key.port != port);
     }
 
@@ -729,7 +732,8 @@ impl TcpTable {
             && !flow.dirty
         {
             flow.dirty = true;
-            self.dirty.push_back(id);
+            let port = flow.key.port;
+            self.dirty.push(port, id);
         }
     }
 

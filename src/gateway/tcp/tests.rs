@@ -792,7 +792,7 @@ impl TcpTable {
             ("keys", self.by_key.len()),
             ("connecting", self.connecting.0.values().sum()),
             ("dialing", self.dialing.0.values().sum()),
-            ("dirty", self.dirty.len()),
+            ("dirty", usize::from(!self.dirty.is_empty())),
             ("parked", self.parked.len()),
             ("timers", self.timers.len()),
             ("quiet", self.quiet.len()),
