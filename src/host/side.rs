@@ -1,5 +1,6 @@
 //! A worker's whole outside, as the gateway sees it.
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use mio::Registry;
@@ -52,6 +53,9 @@ impl HostSide {
             most_waiting: if network.sharing.is_some() { EVENT_CAPACITY / 8 } else { EVENT_CAPACITY },
             limits,
         };
+        if network.sharing.is_some() {
+            (side.tcp.highest, side.udp.highest) = (limits.highest, limits.highest);
+        }
         side.handle_host_changed(view);
         Ok(side)
     }
@@ -78,19 +82,25 @@ impl HostSide {
 }
 
 /// How many of the process's descriptors flows may have: datagrams and pings together, and the connections of one of
-/// several sandboxes.
+/// several sandboxes. There, too, the last descriptors are left for new supervisors, names and published ports.
 #[derive(Clone, Copy)]
 struct Limits {
     udp: usize,
     ping: usize,
     tcp: usize,
+    highest: RawFd,
 }
 
 impl Limits {
     fn of_this_process() -> Limits {
         let soft = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).map_or(1024, |l| l.0);
         let files = usize::try_from(soft).unwrap_or(usize::MAX);
-        Limits { udp: (files / 4).clamp(16, 8192), ping: (files / 16).clamp(4, 512), tcp: files / 8 * 5 }
+        Limits {
+            udp: (files / 4).clamp(16, 8192),
+            ping: (files / 16).clamp(4, 512),
+            tcp: files / 8 * 5,
+            highest: RawFd::try_from(files - files / 16).unwrap_or(RawFd::MAX),
+        }
     }
 }
 

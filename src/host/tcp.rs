@@ -23,7 +23,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -69,12 +69,14 @@ pub struct TcpHost {
     token: fn(u32) -> Token,
     streams: Vec<Option<Stream>>,
     outcomes: VecDeque<ConnectOutcome>,
+    /// Descriptors above this one are left to others.
+    pub(super) highest: RawFd,
 }
 
 impl TcpHost {
     /// No flows yet. `token` makes the token for the flow at an index.
     pub fn new(registry: Registry, outbound: Outbound, token: fn(u32) -> Token) -> TcpHost {
-        TcpHost { registry, outbound, token, streams: Vec::new(), outcomes: VecDeque::new() }
+        TcpHost { registry, outbound, token, streams: Vec::new(), outcomes: VecDeque::new(), highest: RawFd::MAX }
     }
 
     /// Begin to connect.
@@ -108,6 +110,9 @@ impl TcpHost {
     fn start(&self, to: SocketAddr, hop_limit: Option<u8>) -> io::Result<(Socket, bool)> {
         let kind = Type::STREAM.nonblocking().cloexec();
         let socket = Socket::new(Domain::for_address(to), kind, Some(Protocol::TCP))?;
+        if socket.as_raw_fd() > self.highest {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
         if to.is_ipv6() {
             socket.set_only_v6(true)?;
         }
@@ -453,6 +458,19 @@ mod tests {
         let mut answer = Vec::new();
         client.read_to_end(&mut answer).unwrap();
         assert_eq!(answer, b"answer");
+    }
+
+    #[test]
+    fn the_last_descriptors_are_left_to_others() {
+        let (_poll, mut host, _client) = adopted(b"");
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let other = TcpId { index: 4, generation: 1 };
+        host.highest = 2;
+        host.connect(other, listener.local_addr().unwrap(), None);
+        assert_eq!(host.take_outcome(), Some((other, Err(HostError::Exhausted), None)));
+        host.highest = RawFd::MAX;
+        host.connect(other, listener.local_addr().unwrap(), None);
+        assert!(host.stream(other).is_some());
     }
 
     /// Wait for one event and read once, into more room than needed.

@@ -27,6 +27,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, RawFd};
 
 use mio::{Registry, Token};
 
@@ -87,6 +88,8 @@ pub struct UdpHost {
     slots: Vec<Slot>,
     open: usize,
     limit: usize,
+    /// Descriptors above this one are left to others.
+    pub(super) highest: RawFd,
     offload: bool,
     outbox: Outbox,
 }
@@ -103,6 +106,7 @@ impl UdpHost {
             slots: Vec::new(),
             open: 0,
             limit,
+            highest: RawFd::MAX,
             offload: true,
             outbox: Outbox::new(),
         }
@@ -222,6 +226,9 @@ impl UdpHost {
             return Err(io::Error::from_raw_os_error(libc::EMFILE));
         }
         let socket = OutSocket::open(to, false, outbound, &self.registry, (self.token)(flow.index))?;
+        if socket.as_fd().as_raw_fd() > self.highest {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
         socket.set(SocketOption::ReceiveTos, 1)?;
         // UDP_GRO came after UDP_SEGMENT: a kernel that refuses it may ignore the other.
         self.offload &= socket.set(SocketOption::Gro, 1).is_ok();
@@ -565,6 +572,10 @@ mod tests {
         assert_eq!(test.host.open_sockets(), 1, "an old generation closes nothing");
         test.host.close(FLOW);
         assert_eq!(test.host.send(other, to, datagram(b"2")), Ok(()));
+        test.host.close(other);
+        test.host.highest = 2;
+        let refused = test.host.send(FLOW, to, datagram(b"3"));
+        assert_eq!(refused, Err(HostError::Exhausted), "the last descriptors are left to others");
     }
 
     #[test]
