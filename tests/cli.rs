@@ -387,6 +387,28 @@ fn dockers_spellings_are_understood() {
 }
 
 #[test]
+fn a_namespace_can_get_a_network_of_its_own_or_shared_ones() {
+    let home = Home::with_config("[run]\nnet = \"none\"\n");
+    let plan = home.plan(&["attach", "1"]);
+    assert_eq!((&plan["mode"], plan["joins"].as_array().unwrap().len()), (&"private".into(), 0));
+    let plan = home.plan(&["attach", "--net", "front", "--net", "back", "--default-net", "back", "1"]);
+    assert_eq!((&plan["mode"], &plan["joins"][1]["network"]), (&"bridge".into(), &"back".into()));
+    assert_eq!(plan["default_net"], "back");
+    for (words, part) in [
+        (&["attach", "--net", "none", "1"][..], "'--net none' is for `tapline run`"),
+        (&["attach", "--net", "container:web", "1"], "'--net container:web' is for `tapline run`"),
+        (&["attach", "--ip", "192.0.2.7", "1"], "'--ip' has no effect with '--net private'"),
+        (&["attach", "--net", "front", "--mtu", "1500", "1"], "'--mtu' belongs to a network as a whole"),
+        (&["attach", "--net", "front", "--no-dns", "1"], "'--no-dns' has no effect on a shared network"),
+    ] {
+        let line = home.refusal(2, words);
+        assert!(line.contains(part), "{words:?}: {line}");
+    }
+    // What a file says for all calls, and a namespace cannot be given, is for the others.
+    assert_eq!(Home::with_config("net = \"none\"\n").plan(&["attach", "1"])["mode"], "private");
+}
+
+#[test]
 fn the_way_out_names_the_command_that_was_typed() {
     for (words, verbs) in [
         (&["network", "create", "a_b"][..], "network create"),
@@ -459,8 +481,7 @@ fn search_domains_are_those_asked_for_or_the_hosts() {
     for verb in [&["run", "true"][..], &["attach", "1"]] {
         let search = |options: &[&str]| {
             let words: Vec<&str> = verb[..1].iter().chain(options).chain(&verb[1..]).copied().collect();
-            let plan = home.plan(&words);
-            if verb[0] == "run" { plan["names"]["search"].clone() } else { plan["search"].clone() }
+            home.plan(&words)["names"]["search"].clone()
         };
         assert!(search(&[]).is_null());
         assert_eq!(search(&["--dns-search", "."]), serde_json::json!([]));

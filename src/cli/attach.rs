@@ -2,14 +2,15 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Args};
+use clap::{ArgGroup, ArgMatches, Args};
 
 use super::dry_run::{self, Format};
 use super::error::Failure;
+use super::net_options::AttachNetsArgs;
 use super::options::{self, AccessArgs, LoggingArgs, NamesArgs, NetworkArgs};
 use super::port_options::PortsArgs;
 use super::{output, rooms};
-use crate::plan::{self, Target};
+use crate::plan::{self, Mode, Target};
 
 /// Give an existing namespace a network
 ///
@@ -55,6 +56,8 @@ pub struct AttachArgs {
     dry_run: Option<Format>,
 
     #[command(flatten)]
+    nets: AttachNetsArgs,
+    #[command(flatten)]
     network: NetworkArgs,
     #[command(flatten)]
     access: AccessArgs,
@@ -67,14 +70,24 @@ pub struct AttachArgs {
 }
 
 impl AttachArgs {
+    /// Refuses what was typed and would have no effect.
+    pub fn check_effects(&self, typed: &ArgMatches) -> Result<(), Failure> {
+        self.nets.check_effects(typed).map_err(|text| Failure::Usage("attach", text))
+    }
+
     fn plan(&self) -> Result<(plan::Attach, Vec<String>), Failure> {
         let target = match (self.target_pid, &self.netns) {
             (Some(pid), _) => Target::Pid(pid),
             (None, Some(netns)) => Target::Path { netns: netns.clone(), userns: self.userns.clone() },
             (None, None) => return Err(Failure::Usage("attach", "a PID or --netns PATH is needed".into())),
         };
-        let mut shared =
-            options::resolve("attach", "attach".as_ref(), &self.network, &self.access, &self.names, None, true)?;
+        let nets = self.nets.as_for_run();
+        let (network, access, names, mode) = (&self.network, &self.access, &self.names, nets.mode());
+        let own_network = mode == Mode::Private;
+        let mut shared = options::resolve("attach", "attach".as_ref(), network, access, names, None, own_network)?;
+        let mut taken: Vec<&str> = names.add_host.iter().map(|(name, _)| name.as_str()).collect();
+        taken.push(&shared.name);
+        let nets = nets.resolve("attach", network.mac, network.ifname.as_deref(), &taken)?;
         if self.ready_fd.is_some() && self.ready_fd == self.exit_fd {
             return Err(Failure::Usage(
                 "attach",
@@ -82,16 +95,24 @@ impl AttachArgs {
             ));
         }
         shared.interface.configure = !self.no_configure;
-        let (ports, warnings) = self.ports.resolve("attach", false)?;
+        let (ports, warnings) = self.ports.resolve("attach", !own_network)?;
         shared.warnings.extend(warnings);
         let plan = plan::Attach {
             ports,
             id: shared.id,
             name: shared.name,
             target,
+            mode,
             network: shared.network,
             interface: shared.interface,
-            search: shared.names.search,
+            joins: nets.joins,
+            default_net: nets.default_net,
+            publish_on: nets.publish_on,
+            access: match mode {
+                Mode::Bridge => plan::Access { host_loopback: access.host_loopback, metadata: access.allow_metadata },
+                _ => plan::Access::default(),
+            },
+            names: shared.names,
             logging: self.logging.resolve(),
             ready_fd: self.ready_fd,
             exit_fd: self.exit_fd,
@@ -103,10 +124,14 @@ impl AttachArgs {
 
     /// Does it.
     pub fn execute(self) -> Result<i32, Failure> {
-        let (plan, warnings) = self.plan()?;
+        let (mut plan, warnings) = self.plan()?;
         if let Some(format) = self.dry_run {
             output::print(&dry_run::attach(&plan, &warnings, format)?)?;
             return Ok(0);
+        }
+        rooms::name_networks(&mut plan.joins, &mut plan.default_net, &mut plan.publish_on);
+        if let Some((v4, v6)) = self.nets.as_for_run().addresses() {
+            rooms::place_addresses(&mut plan.joins, v4, v6);
         }
         drop(self);
         rooms::start_logging(plan.logging, &warnings);

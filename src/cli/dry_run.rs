@@ -6,8 +6,8 @@ use clap::ValueEnum;
 
 use super::ps::mode_word;
 use crate::plan::{
-    Attach, Auto, HostTarget, Interface, LinkChoice, MapUser, Mode, Names, Network, PidMode, Ports, PublishSpec, Run,
-    Shared, Target,
+    Access, Attach, Auto, HostTarget, Interface, Join, LinkChoice, MapUser, Mode, Names, Network, PidMode, Ports,
+    PublishSpec, Run, Shared, Target,
 };
 
 /// How the plan is printed.
@@ -68,11 +68,17 @@ pub fn run(plan: &Run, warnings: &[String], format: Format) -> anyhow::Result<St
     }
     match plan.mode {
         Mode::Bridge => {
-            add_shared(&mut lines, plan);
-            add_ports(&mut lines, &plan.ports);
-            if let Some(network) = &plan.publish_on {
-                lines.add("published", format_args!("towards its address on {network}"));
+            let Run { joins, default_net, interface, access, names, .. } = plan;
+            add_shared(&mut lines, joins, default_net.as_deref(), interface.link, *access, names);
+            if !names.options.is_empty() {
+                lines.add("resolver", format_args!("options {}", names.options.join(" ")));
             }
+            for link in &plan.links {
+                let alias = link.alias.as_ref().map(|alias| format!(", called {alias}")).unwrap_or_default();
+                lines.add("link", format_args!("to {}{alias}", link.sandbox));
+            }
+            add_ports(&mut lines, &plan.ports);
+            add_publish_on(&mut lines, plan.publish_on.as_deref());
         }
         Mode::Private => {
             add_network(&mut lines, &plan.network, plan.names.search.as_deref(), &plan.interface);
@@ -107,8 +113,14 @@ pub fn attach(plan: &Attach, warnings: &[String], format: Format) -> anyhow::Res
             lines.add("target", format_args!("{}, owned by {}", netns.display(), userns.display()));
         }
     }
-    add_network(&mut lines, &plan.network, plan.search.as_deref(), &plan.interface);
+    if plan.mode == Mode::Bridge {
+        let Attach { joins, default_net, interface, access, names, .. } = plan;
+        add_shared(&mut lines, joins, default_net.as_deref(), interface.link, *access, names);
+    } else {
+        add_network(&mut lines, &plan.network, plan.names.search.as_deref(), &plan.interface);
+    }
     add_ports(&mut lines, &plan.ports);
+    add_publish_on(&mut lines, plan.publish_on.as_deref());
     if !plan.interface.configure {
         lines.add("configure", "no: the interface is made, and left without addresses");
     }
@@ -117,8 +129,15 @@ pub fn attach(plan: &Attach, warnings: &[String], format: Format) -> anyhow::Res
 }
 
 /// Shared networks: what is asked for there. What is not is decided when the sandbox starts.
-fn add_shared(lines: &mut Lines, plan: &Run) {
-    for join in &plan.joins {
+fn add_shared(
+    lines: &mut Lines,
+    joins: &[Join],
+    default_net: Option<&str>,
+    link: LinkChoice,
+    access: Access,
+    names: &Names,
+) {
+    for join in joins {
         let mut wanted: Vec<String> = Vec::new();
         wanted.extend(join.v4.map(|ip| ip.to_string()));
         wanted.extend(join.v6.map(|ip| ip.to_string()));
@@ -132,34 +151,33 @@ fn add_shared(lines: &mut Lines, plan: &Run) {
         }
         lines.add("network", format_args!("{}, shared: {}", join.network, wanted.join(", ")));
     }
-    match &plan.default_net {
+    match default_net {
         Some(network) => lines.add("route", format_args!("through {network}")),
-        None if plan.joins.len() > 1 => lines.add("route", "through the first of them that is not internal"),
+        None if joins.len() > 1 => lines.add("route", "through the first of them that is not internal"),
         None => {}
     }
     lines.add(
         "links",
-        match plan.interface.link {
+        match link {
             LinkChoice::Auto => "TAPs, or packet sockets where there is no /dev/net/tun",
             LinkChoice::Tap => "TAPs",
             LinkChoice::Packet => "packet sockets",
         },
     );
-    add_access(lines, plan.access.host_loopback, plan.access.metadata);
-    let Names { dns, servers, search, options, hosts, .. } = &plan.names;
+    add_access(lines, access.host_loopback, access.metadata);
+    let Names { dns, servers, search, hosts, .. } = names;
     add_resolver(lines, *dns, servers, search.as_deref());
-    if !options.is_empty() {
-        lines.add("resolver", format_args!("options {}", options.join(" ")));
-    }
     for (name, target) in hosts {
         match target {
             HostTarget::Address(address) => lines.add("name", format_args!("{name} is {address}")),
             HostTarget::Gateway => lines.add("name", format_args!("{name} is the gateway")),
         }
     }
-    for link in &plan.links {
-        let alias = link.alias.as_ref().map(|alias| format!(", called {alias}")).unwrap_or_default();
-        lines.add("link", format_args!("to {}{alias}", link.sandbox));
+}
+
+fn add_publish_on(lines: &mut Lines, network: Option<&str>) {
+    if let Some(network) = network {
+        lines.add("published", format_args!("towards its address on {network}"));
     }
 }
 

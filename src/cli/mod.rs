@@ -144,8 +144,10 @@ fn parse(words: Vec<OsString>) -> Result<Cli, Failure> {
     }
     let merged = config::words(verb, given)?.map(|found| config::merge(words, verb, found)).transpose()?;
     let cli = Cli::from_arg_matches(merged.as_ref().unwrap_or(&typed))?;
-    if let Some(Verb::Run(args)) = &cli.command {
-        args.check_effects(given)?;
+    match &cli.command {
+        Some(Verb::Run(args)) => args.check_effects(given)?,
+        Some(Verb::Attach(args)) => args.check_effects(given)?,
+        _ => {}
     }
     Ok(cli)
 }

@@ -7,7 +7,7 @@ use clap::{ArgMatches, Args};
 use super::error::Failure;
 use super::options::is_given;
 use crate::plan::words::{self, WordError};
-use crate::plan::{BRIDGE, Definition, Join, MacAddr, MacError, Mode, SandboxLink, Shared};
+use crate::plan::{BRIDGE, Definition, Join, MacAddr, MacError, Mode, PRIVATE, SandboxLink, Shared};
 
 /// What `--net` stands for where it is not given.
 pub const DEFAULT_NET: &str = BRIDGE;
@@ -217,6 +217,75 @@ pub struct NetsArgs {
     link: Vec<SandboxLink>,
 }
 
+/// The same for `attach`.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Network")]
+pub struct AttachNetsArgs {
+    /// Which network the namespace gets: `private`, or the name of a shared one; may be repeated for several of those
+    ///
+    /// `private` is a network and a gateway that nobody else is on. Anything else is `bridge`, or the name of a network
+    /// that `tapline network create` has made. With several, a list says what is wanted on one of them:
+    /// name=NETWORK,ip=ADDRESS,ip6=ADDRESS,mac=MAC,alias=NAME,ifname=NAME.
+    #[arg(long, visible_alias = "network", value_name = "NETWORK", value_parser = NetArg::parse, default_value = PRIVATE)]
+    net: Vec<NetArg>,
+
+    /// IPv4 address on the shared network; of several, on the first whose subnet has it [default: the lowest free one]
+    #[arg(long, value_name = "IP", value_parser = parse_ipv4)]
+    ip: Option<Ipv4Addr>,
+
+    /// Likewise for IPv6
+    #[arg(long, value_name = "IP", value_parser = parse_ipv6)]
+    ip6: Option<Ipv6Addr>,
+
+    /// Another name that others on its shared networks find it by; may be repeated
+    #[arg(long, visible_alias = "net-alias", value_name = "NAME", value_parser = parse_alias)]
+    network_alias: Vec<String>,
+
+    /// Of several networks the one with the default route [default: the first that is not internal]
+    #[arg(long, value_name = "NETWORK", value_parser = words::parse_name)]
+    default_net: Option<String>,
+
+    /// Of several networks the one towards which ports are published [default: the one with the default route]
+    #[arg(long, value_name = "NETWORK", value_parser = words::parse_name, help_heading = "Ports")]
+    on: Option<String>,
+}
+
+impl AttachNetsArgs {
+    /// Refuses what was typed and would have no effect, and what no namespace of somebody else's can be given.
+    pub fn check_effects(&self, typed: &ArgMatches) -> Result<(), String> {
+        let cannot = |net: &&NetArg| matches!(net, NetArg::None | NetArg::Host | NetArg::Container(_));
+        if let Some(net) = self.net.iter().find(cannot).filter(|_| is_given(typed, "net")) {
+            return Err(format!(
+                "'--net {net}' is for `tapline run`: a namespace that is there can get `private` or shared networks"
+            ));
+        }
+        self.as_for_run().check_effects(typed)?;
+        let ineffective = ["dns-search", "no-dns"].iter().find(|option| is_given(typed, option));
+        match ineffective.filter(|_| self.as_for_run().mode() == Mode::Bridge) {
+            Some(option) => Err(format!("'--{option}' has no effect on a shared network: leave it out")),
+            None => Ok(()),
+        }
+    }
+
+    /// As `run` would take them. What a file says for `run`, and makes no sense here, is for other calls.
+    pub fn as_for_run(&self) -> NetsArgs {
+        let usable = |net: &&NetArg| matches!(net, NetArg::Private | NetArg::Network(_));
+        let mut net: Vec<NetArg> = self.net.iter().filter(usable).cloned().collect();
+        if net.is_empty() {
+            net.push(NetArg::Private);
+        }
+        NetsArgs {
+            net,
+            ip: self.ip,
+            ip6: self.ip6,
+            network_alias: self.network_alias.clone(),
+            default_net: self.default_net.clone(),
+            on: self.on.clone(),
+            link: Vec::new(),
+        }
+    }
+}
+
 /// What they mean.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Nets {
@@ -309,8 +378,14 @@ impl NetsArgs {
 
     /// What they mean together with the MAC and the interface's name, which concern the first network. `names` are
     /// the sandbox's own, and those that it has been given by --add-host.
-    pub fn resolve(&self, mac: Option<MacAddr>, ifname: Option<&str>, names: &[&str]) -> Result<Nets, Failure> {
-        let usage = |text| Failure::Usage("run", text);
+    pub fn resolve(
+        &self,
+        verb: &'static str,
+        mac: Option<MacAddr>,
+        ifname: Option<&str>,
+        names: &[&str],
+    ) -> Result<Nets, Failure> {
+        let usage = |text| Failure::Usage(verb, text);
         let mode = self.mode();
         let mut nets =
             Nets { mode, joins: Vec::new(), default_net: None, container: None, links: Vec::new(), publish_on: None };

@@ -123,6 +123,7 @@ pub const PAGES: &[Page] = &[
             ("Return when it is ready:", "tapline attach --detach --pid-file tapline.pid 4711"),
             ("By path; the user namespace that owns it is found:", "tapline attach --netns /proc/4711/ns/net"),
             ("Only the interface, for a DHCP client inside:", "tapline attach --no-configure --ifname eth0 4711"),
+            ("A place on the network that sandboxes share:", "tapline attach --net bridge --name web 4711"),
         ],
         exit_status: OWN_STATUS,
         files: &[CONFIG_FILE, STATE],

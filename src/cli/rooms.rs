@@ -51,9 +51,9 @@ pub fn place_addresses(joins: &mut [plan::Join], v4: Option<Ipv4Addr>, v6: Optio
 }
 
 /// Puts networks' names where their ids were typed, as far as there are such networks.
-pub fn name_networks(plan: &mut plan::Run) {
-    let joined = plan.joins.iter_mut().map(|join| &mut join.network);
-    let words = joined.chain(&mut plan.default_net).chain(&mut plan.publish_on);
+pub fn name_networks(joins: &mut [plan::Join], default_net: &mut Option<String>, publish_on: &mut Option<String>) {
+    let joined = joins.iter_mut().map(|join| &mut join.network);
+    let words = joined.chain(default_net).chain(publish_on);
     let mut ids = words.filter(|word| net_options::may_be_id(word)).peekable();
     if ids.peek().is_none() {
         return;

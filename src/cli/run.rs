@@ -121,7 +121,7 @@ impl RunArgs {
         let mut shared = options::resolve("run", &command[0], network, access, names, hostname, own_network)?;
         let mut taken: Vec<&str> = names.add_host.iter().map(|(name, _)| name.as_str()).collect();
         taken.push(&shared.name);
-        let nets = self.nets.resolve(network.mac, network.ifname.as_deref(), &taken)?;
+        let nets = self.nets.resolve("run", network.mac, network.ifname.as_deref(), &taken)?;
         shared.names.options.clone_from(&self.dns_option);
         if mode == Mode::Host
             && self.hostname.is_none()
@@ -172,7 +172,7 @@ impl RunArgs {
             output::print(&dry_run::run(&plan, &warnings, format)?)?;
             return Ok(0);
         }
-        rooms::name_networks(&mut plan);
+        rooms::name_networks(&mut plan.joins, &mut plan.default_net, &mut plan.publish_on);
         if let Some((v4, v6)) = self.nets.addresses() {
             rooms::place_addresses(&mut plan.joins, v4, v6);
         }

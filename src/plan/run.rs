@@ -228,12 +228,23 @@ pub struct Attach {
     pub name: String,
     /// Whose namespace.
     pub target: Target,
-    /// The network.
+    /// `private` or `bridge`.
+    pub mode: Mode,
+    /// The network, for mode `private`.
     pub network: Network,
-    /// The interface inside.
+    /// The interface inside, for mode `private`; its kind of link and whether it is configured count for `bridge` too.
     pub interface: Interface,
-    /// `--dns-search`, announced by DHCP and router advertisement; `None` means the host's, an empty list none.
-    pub search: Option<Vec<String>>,
+    /// As in [`Run`].
+    pub joins: Vec<Join>,
+    /// As in [`Run`].
+    pub default_net: Option<String>,
+    /// As in [`Run`].
+    pub publish_on: Option<String>,
+    /// As in [`Run`].
+    pub access: Access,
+    /// What the DNS address answers from and asks. Of the search domains: on a network of its own they are announced by
+    /// DHCP and router advertisement.
+    pub names: Names,
     /// Ports published and reached.
     pub ports: Ports,
     /// What is said.

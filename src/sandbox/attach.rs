@@ -41,7 +41,7 @@ use super::uplinks::{Ear, GaveUp, Record, Uplinks};
 use crate::control::state::{SandboxState, StateDir};
 use crate::control::wire;
 use crate::host::watch::HostWatch;
-use crate::plan::{self, Mode, Ports, Reached, Target};
+use crate::plan::{self, Ports, Reached, Target};
 use crate::sys::proc::{self, Forked};
 use crate::sys::scm;
 
@@ -151,8 +151,10 @@ impl<'a> Service<'a> {
         let signals = Signals::take().map_err(SandboxError::io("read signals"))?;
         let (opened, life) = target::open(&plan.target)?;
         let states = StateDir::open()?;
-        let seats = seats::of_attach(plan);
-        let mut record = Record { registration: states.register(&plan.id, &plan.name)?, state: state_of(plan) };
+        let about = About::of_attach(plan);
+        let mut registration = states.register(&plan.id, &plan.name)?;
+        let seats = seats::of_attach(plan, &about, &mut registration)?;
+        let mut record = Record { registration, state: state_of(plan) };
         seats::write_down(&mut record.state, seats.iter().map(|(seat, _)| seat.clone()).collect());
         record.publish()?;
         let watch = HostWatch::new()?;
@@ -167,7 +169,7 @@ impl<'a> Service<'a> {
         // Descriptors of the namespace would keep it alive.
         drop((opened, supervisor));
         let detached = parent.is_some();
-        let mut uplinks = Uplinks::new(About::of_attach(plan), &plan.ports, states, record, Some(watch), seats);
+        let mut uplinks = Uplinks::new(about, &plan.ports, states, record, Some(watch), seats);
         let mut start = || uplinks.start_gateways();
         let started = if detached {
             // The caller may be reading our standard error to its end.
@@ -463,7 +465,7 @@ fn state_of(plan: &plan::Attach) -> SandboxState {
         name: plan.name.clone(),
         pid,
         supervisor_pid: getpid().as_raw(),
-        mode: Mode::Private,
+        mode: plan.mode,
         v4: None,
         v6: None,
         since: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs(),

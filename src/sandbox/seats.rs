@@ -31,7 +31,7 @@ pub(super) struct About {
     pub(super) access: Access,
     /// What a link to it opens.
     pub(super) exposed: Vec<Expose>,
-    /// Its own files; `None` where it has none (`attach`).
+    /// Names and resolvers that were given for it, in its own files where it has such.
     pub(super) names: Option<Names>,
     /// `--default-net`.
     pub(super) default_net: Option<String>,
@@ -62,15 +62,15 @@ impl About {
         About {
             id: plan.id.clone(),
             name: plan.name.clone(),
-            search: plan.search.clone(),
+            search: plan.names.search.clone(),
             logging: plan.logging,
             link: plan.interface.link,
             links: Vec::new(),
-            access: Access::default(),
+            access: plan.access,
             exposed: exposed(&plan.ports),
-            names: None,
-            default_net: None,
-            publish_on: None,
+            names: Some(plan.names.clone()),
+            default_net: plan.default_net.clone(),
+            publish_on: plan.publish_on.clone(),
         }
     }
 }
@@ -111,7 +111,38 @@ pub(super) fn of_run(
         }
         Mode::None | Mode::Host | Mode::Container => {}
     }
-    for (what, named) in [("--default-net", &plan.default_net), ("--on", &plan.publish_on)] {
+    check_named(&seats, about)?;
+    let configure = plan.interface.configure || plan.mode != Mode::Private;
+    Ok(with_orders(seats, plan.interface.link, configure))
+}
+
+/// Likewise for `attach`. What an interface is called on a shared network, the agent finds out: it may have others.
+pub(super) fn of_attach(
+    plan: &plan::Attach,
+    about: &About,
+    registration: &mut Registration,
+) -> Result<Vec<(Seat, Order)>, SandboxError> {
+    let plan::Interface { link, configure, .. } = plan.interface;
+    if plan.mode == Mode::Private {
+        let seat = private(&plan.id, &plan.name, &plan.interface, &plan.network);
+        return Ok(with_orders(vec![seat], link, configure));
+    }
+    let networks = Networks::open()?;
+    let mut seats = Vec::new();
+    for join in &plan.joins {
+        let place = networks.take(registration, join)?;
+        seats.push(seat(about, join, place, join.ifname.clone().unwrap_or_default()));
+    }
+    choose_default(&mut seats, plan.default_net.as_deref());
+    check_named(&seats, about)?;
+    let order =
+        |(seat, join): (Seat, &Join)| (seat.clone(), uplink::order(&seat, join.ifname.clone(), link, configure));
+    Ok(seats.into_iter().zip(&plan.joins).map(order).collect())
+}
+
+/// Is the sandbox on the networks that options name?
+fn check_named(seats: &[Seat], about: &About) -> Result<(), SandboxError> {
+    for (what, named) in [("--default-net", &about.default_net), ("--on", &about.publish_on)] {
         if let Some(name) = named
             && !seats.iter().any(|seat| seat.network.name == *name)
         {
@@ -120,14 +151,7 @@ pub(super) fn of_run(
             )));
         }
     }
-    let configure = plan.interface.configure || plan.mode != Mode::Private;
-    Ok(with_orders(seats, plan.interface.link, configure))
-}
-
-/// Likewise for `attach`.
-pub(super) fn of_attach(plan: &plan::Attach) -> Vec<(Seat, Order)> {
-    let seat = private(&plan.id, &plan.name, &plan.interface, &plan.network);
-    with_orders(vec![seat], plan.interface.link, plan.interface.configure)
+    Ok(())
 }
 
 fn with_orders(seats: Vec<Seat>, link: LinkChoice, configure: bool) -> Vec<(Seat, Order)> {

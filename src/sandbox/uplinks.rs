@@ -396,8 +396,11 @@ impl Uplinks {
 
     fn keep_link(&mut self, order: u64, name: String, kind: LinkKind, link: OwnedFd) {
         if let Some(at) = self.at(order) {
-            self.all[at].seat.endpoint.ifname = name;
+            let renamed = std::mem::replace(&mut self.all[at].seat.endpoint.ifname, name);
             self.all[at].keep_link(kind, link);
+            if renamed.is_empty() && !self.is_wanted_by_caller(order) {
+                self.write_down_seats();
+            }
         } else if let Some(at) = self.unwanted.iter().position(|(number, _)| *number == order) {
             let (_, interface) = self.unwanted.swap_remove(at);
             let order = self.number();

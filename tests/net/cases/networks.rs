@@ -15,6 +15,7 @@ cases! {
     a_sandbox_that_says_nothing_is_on_the_bridge,
     a_sandbox_is_connected_and_disconnected_while_it_runs,
     a_namespace_that_is_served_is_connected_and_disconnected,
+    a_namespace_gets_shared_networks,
     a_network_goes_by_its_id_too,
     an_attached_namespace_is_connected_and_disconnected_too,
     the_default_route_is_where_it_was_asked_for_and_moves_on,
@@ -149,6 +150,27 @@ fn a_namespace_that_is_served_is_connected_and_disconnected() -> Result<(), Faul
         same("one", bare.ask(&["interfaces"])?.as_str(), "lo tap0")?;
     }
     succeeds(&["stop", "net-att"]).map(drop)
+}
+
+fn a_namespace_gets_shared_networks() -> Result<(), Fault> {
+    let _open = Made::new("net-att-open", &[])?;
+    let _closed = Made::new("net-att-shut", &["--internal"])?;
+    let mut bare = sandbox("net-shared-bare", &["--net", "none"])?;
+    let mut other = sandbox("net-shared-other", &["--net", "net-att-open"])?;
+    let pid = inspect("net-shared-bare")?["pid"].to_string();
+    let options = ["--net", "net-att-shut", "--net", "net-att-open", "--network-alias", "net-att-alias"];
+    succeeds(&[&["attach", "-q", "--detach", "--name", "net-att-both"], &options[..], &[&pid]].concat())?;
+    same("interfaces", bare.ask(&["interfaces"])?.as_str(), "lo eth0 eth1")?;
+    let state = inspect("net-att-both")?;
+    let places = state["endpoints"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let seen: Vec<_> = places.iter().map(|p| (p["ifname"].as_str(), p["default_route"].as_bool())).collect();
+    same("places", seen, vec![(Some("eth0"), Some(false)), (Some("eth1"), Some(true))])?;
+    for server in served(&mut other)? {
+        same(&server, bare.ask(&["tcp-echo", &server, "10000"])?.as_str(), "10000 bytes came back")?;
+    }
+    holds("by its alias", other.ask(&["resolve", "net-att-alias"]).is_ok())?;
+    succeeds(&["stop", "net-att-both"])?;
+    same("afterwards", bare.ask(&["interfaces"])?.as_str(), "lo")
 }
 
 fn a_network_goes_by_its_id_too() -> Result<(), Fault> {
