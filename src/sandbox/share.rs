@@ -35,7 +35,7 @@ use super::exec::parent_of;
 use super::target::{self, Life, Opened, TargetError};
 use super::userns::{self, Caller};
 use crate::control::state::{SandboxState, StateDir, StateError};
-use crate::plan::{MapUser, Mode, Run, Shared, Target};
+use crate::plan::{MapUser, Mode, Names, Run, Shared, Target};
 use crate::sys::spawn;
 
 /// Why a network cannot be shared. One sentence each.
@@ -102,13 +102,18 @@ pub(super) struct Lease {
 /// Find what `--net container:` names. The new sandbox is registered already, so that it can be told from others.
 pub(super) fn find(states: &StateDir, plan: &Run, shared: &Shared) -> Result<Other, ShareError> {
     let word = shared.to_string();
+    let mut served = None;
     let (target, supervisor) = match shared {
         Shared::Path(netns) => (Target::Path { netns: netns.clone(), userns: None }, None),
         Shared::Sandbox(name) => match states.find(name) {
             // An id that happens to begin like a PID.
             Ok(state) if state.id == plan.id && state.name != *name && state.id != *name => (by_pid(name)?, None),
             Ok(state) if state.id == plan.id => return Err(ShareError::Itself(name.clone())),
-            Ok(state) => of_sandbox(states, &state, name)?,
+            Ok(state) => {
+                let found = of_sandbox(states, &state, name)?;
+                served = (state.names.is_none() && state.container.is_none()).then_some(state);
+                found
+            }
             Err(StateError::NotFound(_)) => (by_pid(name)?, None),
             Err(error) => return Err(ShareError::State { word: name.clone(), error }),
         },
@@ -126,7 +131,7 @@ pub(super) fn find(states: &StateDir, plan: &Run, shared: &Shared) -> Result<Oth
         Target::Path { netns, .. } => target::process_of(netns),
     };
     let uts = process.and_then(|pid| File::open(format!("/proc/{pid}/ns/uts")).ok()).map(OwnedFd::from);
-    let files = match (&target, process) {
+    let mut files = match (&target, process) {
         (_, Some(pid)) => files_below(Path::new("/proc").join(pid.to_string()).join("root/etc"), Root::Process(pid)),
         (Target::Path { netns, .. }, None) => netns.file_name().map_or(Vec::new(), |name| {
             // As `ip netns exec` has it (ip-netns(8)).
@@ -134,7 +139,36 @@ pub(super) fn find(states: &StateDir, plan: &Run, shared: &Shared) -> Result<Oth
         }),
         (Target::Pid(_), None) => Vec::new(),
     };
+    if let Some(state) = served {
+        name_servers(&mut files, &state);
+    }
     Ok(Other { door: Door { opened, uts }, lease: Lease { word, life, supervisor }, files })
+}
+
+/// What `attach` serves has no resolv.conf of tapline's making: where it has none but the host's, or none, the
+/// network's own resolvers are the ones that answer there.
+fn name_servers(files: &mut Vec<(&'static str, String)>, state: &SandboxState) {
+    let hosts = std::fs::read_to_string("/etc/resolv.conf").ok();
+    let theirs = files.iter().position(|(name, _)| *name == etc::RESOLV_CONF);
+    if theirs.is_some_and(|at| hosts.as_ref() != Some(&files[at].1)) {
+        return;
+    }
+    let names = Names {
+        hostname: state.name.clone(),
+        dns: true,
+        servers: Vec::new(),
+        search: None,
+        options: Vec::new(),
+        hosts: Vec::new(),
+    };
+    let text = etc::resolv_conf(&names, &state.endpoints, &[]);
+    if text.is_empty() {
+        return;
+    }
+    match theirs {
+        Some(at) => files[at].1 = text,
+        None => files.push((etc::RESOLV_CONF, text)),
+    }
 }
 
 /// A process, where no sandbox is called so.
