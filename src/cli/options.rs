@@ -111,7 +111,7 @@ pub struct NetworkArgs {
     ipv6_only: bool,
 
     /// Ethernet address of the interface [default: 02:42 and the sandbox's IPv4 address]
-    #[arg(long, value_name = "MAC")]
+    #[arg(long, visible_alias = "mac-address", value_name = "MAC")]
     pub mac: Option<MacAddr>,
 
     /// Name of the interface inside [default: tap0; on shared networks eth0 and up]
