@@ -72,12 +72,20 @@ fn default_first(seats: &[Seat]) -> impl Iterator<Item = &Seat> {
     seats.iter().filter(|seat| seat.default_route).chain(seats.iter().filter(|seat| !seat.default_route))
 }
 
+/// The seats in the order in which their resolvers are to be asked. The resolver of a private network knows nobody; those
+/// of shared networks know each other's names, and the world's where one of them leads there.
+fn resolvers_first(seats: &[Seat]) -> impl Iterator<Item = &Seat> {
+    let has_private = seats.iter().any(|seat| seat.network.sharing.is_none());
+    let knows_more = move |seat: &&Seat| has_private && seat.network.sharing.is_some_and(|sharing| !sharing.internal);
+    default_first(seats).filter(knows_more).chain(default_first(seats).filter(move |seat| !knows_more(seat)))
+}
+
 /// resolv.conf(5). Empty without DNS, and without a network unless servers were given. On a private network servers
 /// that were given take the place of its DNS address; on shared ones its DNS address asks them.
 pub fn resolv_conf(names: &Names, seats: &[Seat], host_search: &[String]) -> String {
     let mut text = String::new();
     let mut servers: Vec<IpAddr> = Vec::new();
-    for Seat { network, .. } in default_first(seats) {
+    for Seat { network, .. } in resolvers_first(seats) {
         if network.sharing.is_none() && !names.servers.is_empty() {
             servers.extend(&names.servers);
         } else if network.dns_enabled {
@@ -340,6 +348,17 @@ mod tests {
         }
         let alone = hosts(&names, &[], &[]);
         assert!(alone.contains("127.0.1.1 box.example box\n") && !alone.contains("internal") && !alone.contains(" up"));
+    }
+
+    #[test]
+    fn a_private_network_does_not_hide_the_names_of_those_that_were_joined_later() {
+        let mut joined = shared(1, false, false);
+        let text = resolv_conf(&names(), &[seat(), joined.clone()], &[]);
+        assert_eq!(text, "nameserver 10.176.1.1\nnameserver 10.0.2.3\nnameserver fd00::3\n");
+        // One that leads nowhere does not know the world's names.
+        joined.network.sharing = Some(Sharing { internal: true, icc: true });
+        let text = resolv_conf(&names(), &[seat(), joined], &[]);
+        assert!(text.starts_with("nameserver 10.0.2.3\n"), "{text}");
     }
 
     #[test]
