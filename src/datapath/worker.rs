@@ -514,6 +514,8 @@ impl Worker {
             gateway.handle_foreign(self.foreign.clone());
             if network.sharing.is_some() {
                 gateway.tcp().limit(side.most_connections());
+                // Each takes two descriptors.
+                self.publishing.limit(side.most_connections() / 2);
             }
             self.served = Some(Served { gateway, host: side, switch: Switch::new(&network) });
         }

@@ -92,6 +92,11 @@ impl Publishing {
         })
     }
 
+    /// A sandbox has at most so many connections past the link from now on.
+    pub fn limit(&mut self, connections: usize) {
+        self.tcp.limit(connections);
+    }
+
     /// The agent that makes sockets for a sandbox; it takes the place of an earlier one.
     pub fn add_agent(&mut self, port: PortId, agent: OwnedFd) -> io::Result<()> {
         self.forget_agent(port);

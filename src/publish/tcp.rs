@@ -24,11 +24,13 @@
 //!
 //! Work is found by lists: listeners with something to accept, connections with something to do, sandboxes whose
 //! stock has changed. A round takes a bounded amount from each, first come first served, and leaves the rest to the
-//! next round. When the process has no descriptor left nothing is accepted for [`PAUSE`], or until a connection ends;
+//! next round. Where several sandboxes share the process's descriptors each has a bounded number of connections
+//! ([`TcpSide::limit`]); its further clients wait in the kernel. When the process has no descriptor left nothing is accepted for [`PAUSE`], or until a connection ends;
 //! whoever knocks meanwhile waits in the kernel.
 //!
 //! Closing a listener leaves its connections alone. A sandbox that ends takes them with it, except that what it
 //! had delivered in full is not undone by a reset.
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -163,6 +165,10 @@ pub struct TcpSide {
     listeners: Slab<Listener>,
     published: HashMap<PublishedKey, usize>,
     connections: Slab<Connection>,
+    /// How many of these each sandbox has. Who has none is not in it.
+    counts: HashMap<PortId, usize>,
+    /// Most of a sandbox.
+    most: usize,
     next_generation: u32,
     /// Listeners with something to accept.
     ready_listeners: VecDeque<usize>,
@@ -172,7 +178,7 @@ pub struct TcpSide {
     waiting: HashMap<PortId, VecDeque<Id>>,
     /// Sandboxes whose stock has changed.
     stocked: Vec<PortId>,
-    /// Listeners whose sandbox has as many connections waiting for a socket inside as it may.
+    /// Listeners whose sandbox has as many connections as it may, or as many waiting for a socket inside.
     held_listeners: Vec<usize>,
     /// When those that are not open yet must be, soonest first; those that are open by now are passed over.
     deadlines: VecDeque<(Instant, Id)>,
@@ -190,6 +196,8 @@ impl TcpSide {
             listeners: Slab::new(),
             published: HashMap::new(),
             connections: Slab::new(),
+            counts: HashMap::new(),
+            most: usize::MAX,
             next_generation: 0,
             ready_listeners: VecDeque::new(),
             ready: VecDeque::new(),
@@ -200,6 +208,11 @@ impl TcpSide {
             pause: None,
             stats: TcpStats::default(),
         }
+    }
+
+    /// A sandbox has at most so many connections past the link from now on; further clients wait in the kernel.
+    pub fn limit(&mut self, most: usize) {
+        self.most = most;
     }
 
     /// Serve a published port of a sandbox. It takes the place of an earlier one at the same address.
@@ -380,8 +393,9 @@ impl TcpSide {
                 return;
             }
             let Some(listener) = self.listeners.get_mut(place) else { continue };
-            // The kernel's queue keeps those for whom there is no socket inside yet.
-            if self.waiting.get(&listener.port).is_some_and(|waiting| waiting.len() >= WAITING_LIMIT) {
+            // The kernel's queue keeps those for whom there is no place, or no socket inside yet.
+            let is_full = self.counts.get(&listener.port).is_some_and(|count| *count >= self.most);
+            if is_full || self.waiting.get(&listener.port).is_some_and(|waiting| waiting.len() >= WAITING_LIMIT) {
                 self.held_listeners.push(place);
                 continue;
             }
@@ -460,6 +474,7 @@ impl TcpSide {
         let goals = goals(kind, client, to, gateway.endpoint(port));
         let opening = Opening { accepted: Some(socket), goals, current: 0, first, connecting: None };
         self.next_generation = self.next_generation.wrapping_add(1);
+        *self.counts.entry(port).or_default() += 1;
         let place = self.connections.insert(Connection {
             generation: self.next_generation,
             port,
@@ -640,6 +655,15 @@ impl TcpSide {
     /// A connection is over. The sides that `cleanly` names are closed, the others reset.
     fn end(&mut self, place: usize, cleanly: [bool; 2]) {
         let connection = self.connections.remove(place);
+        if let Entry::Occupied(mut count) = self.counts.entry(connection.port) {
+            if *count.get() >= self.most {
+                self.ready_listeners.extend(self.held_listeners.drain(..));
+            }
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
         // What is not open yet is reset by being dropped.
         if let State::Open(open) = connection.state {
             open.close(cleanly, &mut self.tools.pipes);

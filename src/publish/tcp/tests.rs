@@ -758,6 +758,24 @@ fn a_killed_gateway_leaves_resets_on_both_sides() {
 }
 
 #[test]
+fn at_a_sandboxs_bound_its_next_client_waits_for_a_place() {
+    let mut test = Test::new();
+    test.publishing.limit(2);
+    let (listener, port) = listen("127.0.0.1");
+    let at = test.reach("127.0.0.1", port);
+    let first = test.connected(at, &listener);
+    let second = test.connected(at, &listener);
+    let waiting = connect_to(at);
+    test.until(|tcp| !tcp.held_listeners.is_empty());
+    assert_eq!((test.stats().accepted, test.tcp().len(), test.publishing.is_busy()), (2, 2, false));
+    drop(first);
+    test.until(|tcp| tcp.stats().accepted == 3);
+    drop((second, waiting, listener));
+    test.until(TcpSide::is_empty);
+    assert!(test.tcp().counts.is_empty());
+}
+
+#[test]
 fn without_descriptors_clients_wait_and_nothing_spins() {
     if let Some(test) = alone("without_descriptors_clients_wait_and_nothing_spins", "1") {
         assert!(test.wait_with_output().unwrap().status.success());
