@@ -112,6 +112,8 @@ fn a_command_line_that_makes_no_sense_is_one_line_and_2() {
         ),
         (&["run", "--net", "a", "--subnet6", "fd01::/64"], "network create --subnet`"),
         (&["run", "--net", "a", "--outbound-interface", "eth0"], "as a whole, and `a` is shared: take '--net private'"),
+        (&["run", "--net", "a", "--network-alias", "localhost"], "what each sandbox calls itself"),
+        (&["run", "--net", "a", "--link", "web:LocalHost"], "what each sandbox calls itself"),
         (&["run", "--net", "a", "--default-net", "b"], "not on: add '--net b'"),
         (&["run", "--net", "a", "--on", "b"], "not on: add '--net b'"),
         (&["run", "--net", "a", "--ip", "fd00::1"], "--ip6 is for those"),

@@ -160,7 +160,10 @@ pub fn parse_ipv6(text: &str) -> Result<Ipv6Addr, WordError> {
 
 /// A name on a network: one DNS label, lower case.
 pub fn parse_alias(text: &str) -> Result<String, WordError> {
-    words::parse_name(text).map(|name| name.to_ascii_lowercase())
+    match words::parse_name(text)?.to_ascii_lowercase() {
+        name if name == "localhost" => Err(WordError::Label("it is what each sandbox calls itself (RFC 6761)")),
+        name => Ok(name),
+    }
 }
 
 /// `NAME[:ALIAS]`.
