@@ -29,11 +29,29 @@ struct Input<'a> {
 #[derive(Arbitrary, Debug)]
 enum Event<'a> {
     /// A frame as it is.
-    Raw { port: u8, header: [u8; 10], bytes: &'a [u8] },
+    Raw {
+        port: u8,
+        header: [u8; 10],
+        bytes: &'a [u8],
+    },
     /// A frame with right addresses.
-    Ethernet { port: u8, to: u8, header: [u8; 10], kind: u8, bytes: &'a [u8] },
+    Ethernet {
+        port: u8,
+        to: u8,
+        header: [u8; 10],
+        kind: u8,
+        bytes: &'a [u8],
+    },
     /// An IP packet with right header.
-    Ip { port: u8, to: u8, v6: bool, lie: Option<u8>, protocol: u8, hop_limit: u8, bytes: &'a [u8] },
+    Ip {
+        port: u8,
+        to: u8,
+        v6: bool,
+        lie: Option<u8>,
+        protocol: u8,
+        hop_limit: u8,
+        bytes: &'a [u8],
+    },
     Milliseconds(u16),
     Leave(u8),
     Join(u8),
