@@ -451,12 +451,11 @@ fn a_worker_that_ends_by_itself_ends_the_gateway() {
     assert!(web.said().is_none());
 }
 
-/// By hand: `cargo test --lib local_names -- --ignored --nocapture`.
+/// How many a second is measured by the row `dns` of the benchmark.
 #[test]
-#[ignore = "a measurement"]
-fn local_names_are_answered_many_times_a_second() {
+fn many_questions_at_once_for_local_names_are_all_answered() {
     const SANDBOXES: u32 = 250;
-    const QUESTIONS: u32 = 200_000;
+    const QUESTIONS: u32 = 20_000;
     let gateway = Shared::start("speed", LINGER);
     let net = network("front", 1);
     let mut worker = None;
@@ -471,7 +470,6 @@ fn local_names_are_answered_many_times_a_second() {
         .collect();
     let WorkerSide { events, commands, _poll } = worker.unwrap();
     let query = question("web77");
-    let begun = std::time::Instant::now();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for at in 0..QUESTIONS {
@@ -482,12 +480,12 @@ fn local_names_are_answered_many_times_a_second() {
             }
         });
         for _ in 0..QUESTIONS {
-            assert!(matches!(commands.recv_timeout(PATIENCE).unwrap(), Command::DnsAnswer { .. }));
+            match commands.recv_timeout(PATIENCE).unwrap() {
+                Command::DnsAnswer { message, .. } => assert!(message.ends_with(&[10, 1, 1, 81])),
+                other => panic!("{other:?}"),
+            }
         }
     });
-    let rate = f64::from(QUESTIONS) / begun.elapsed().as_secs_f64();
-    eprintln!("{rate:.0} answers a second");
-    assert!(rate > 20_000.0);
     drop((all, events, commands));
 }
 
