@@ -56,6 +56,9 @@ use super::linked_flows::{LinkedFlows, Piece, Verdict};
 use crate::gateway::addresses;
 use crate::gateway::counters::DropReason;
 use crate::gateway::link::{Gso, Offload, Peer, PortId};
+use crate::gateway::ndp::{
+    MLD, NEIGHBOR_ADVERTISEMENT, NEIGHBOR_SOLICITATION, REDIRECT, ROUTER_ADVERTISEMENT, ROUTER_SOLICITATION,
+};
 use crate::gateway::packet::{self, ETHERNET_HEADER, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Parsed};
 use crate::plan::{Endpoint, Ipv4Layout, MacAddr, Network};
 use crate::policy::links;
@@ -68,13 +71,6 @@ pub const STORM_PER_SECOND: u32 = 1000;
 const ARP_REQUEST: u16 = 1;
 const ARP_REPLY: u16 = 2;
 
-const ROUTER_SOLICITATION: u8 = 133;
-const ROUTER_ADVERTISEMENT: u8 = 134;
-const NEIGHBOR_SOLICITATION: u8 = 135;
-const NEIGHBOR_ADVERTISEMENT: u8 = 136;
-const REDIRECT: u8 = 137;
-/// Multicast listener discovery (RFC 2710, RFC 3810).
-const MLD: [u8; 4] = [130, 131, 132, 143];
 const ECHO_REQUEST_V6: u8 = 128;
 /// Messages of ICMP that only a router sends: redirect (RFC 792), router advertisement (RFC 1256).
 const FROM_ROUTERS_V4: [u8; 2] = [5, 9];

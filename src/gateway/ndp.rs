@@ -42,13 +42,13 @@ use super::{
 };
 use crate::plan::{Ipv6Layout, MacAddr, Network};
 
-const ROUTER_SOLICITATION: u8 = 133;
-const ROUTER_ADVERTISEMENT: u8 = 134;
-const NEIGHBOR_SOLICITATION: u8 = 135;
-const NEIGHBOR_ADVERTISEMENT: u8 = 136;
-const REDIRECT: u8 = 137;
+pub(crate) const ROUTER_SOLICITATION: u8 = 133;
+pub(crate) const ROUTER_ADVERTISEMENT: u8 = 134;
+pub(crate) const NEIGHBOR_SOLICITATION: u8 = 135;
+pub(crate) const NEIGHBOR_ADVERTISEMENT: u8 = 136;
+pub(crate) const REDIRECT: u8 = 137;
 /// Multicast listener discovery: query, report, done (RFC 2710), report of version 2 (RFC 3810).
-const MLD: [u8; 4] = [130, 131, 132, 143];
+pub(crate) const MLD: [u8; 4] = [130, 131, 132, 143];
 
 const OPTION_SOURCE_ADDRESS: u8 = 1;
 const OPTION_TARGET_ADDRESS: u8 = 2;
