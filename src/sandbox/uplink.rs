@@ -475,58 +475,56 @@ mod tests {
         assert!(uplink.deadline().is_none() && !uplink.has_gateway());
     }
 
-    #[test]
-    fn a_shared_gateway_that_has_not_waited_for_the_link_is_looked_for_again_however_late_it_is() {
+    /// To a network that others are on, too.
+    fn shared_uplink() -> Uplink {
         let sharing = Some(plan::Sharing { internal: false, icc: true });
         let network = Network { sharing, ..crate::fuzzing::network() };
         let seat = Seat { endpoint: plan::Endpoint::default(), network, default_route: true };
         let order = order(&seat, None, LinkChoice::Auto, true);
-        let mut uplink = Uplink::new(0, seat, order);
-        let gateway = || {
-            let mut ending = std::process::Command::new("/bin/bash");
-            ending.args(["-c", "exit 0"]);
-            Some(GatewayProcess::start(ending, Vec::new()).unwrap())
-        };
+        Uplink::new(0, seat, order)
+    }
+
+    /// A gateway that ends at once.
+    fn ending() -> Option<GatewayProcess> {
+        let mut ending = std::process::Command::new("/bin/bash");
+        ending.args(["-c", "exit 0"]);
+        Some(GatewayProcess::start(ending, Vec::new()).unwrap())
+    }
+
+    #[test]
+    fn a_shared_gateway_that_has_not_waited_for_the_link_is_looked_for_again_however_late_it_is() {
+        let mut uplink = shared_uplink();
         let late = Instant::now() + 5 * SEARCH;
-        uplink.gateway = gateway();
+        uplink.gateway = ending();
         assert_eq!(uplink.handle_end(late), Fate::Again);
         assert!(uplink.wants_gateway(late + PAUSE));
         // One that ends with the link in its hands is no better the next time.
-        uplink.gateway = gateway();
+        uplink.gateway = ending();
         let (link, _other) = crate::sys::scm::pair().unwrap();
         uplink.keep_link(LinkKind::Tap, link);
         uplink.hand_over(uplink.seat.network.clone(), HostView::default(), None).unwrap();
         assert_eq!(uplink.handle_end(Instant::now()), Fate::Again);
-        uplink.gateway = gateway();
+        uplink.gateway = ending();
         assert!(matches!(uplink.handle_end(late), Fate::Failed(_)));
     }
 
     #[test]
     fn a_dying_gateway_that_is_found_once_more_is_no_second_death() {
-        let sharing = Some(plan::Sharing { internal: false, icc: true });
-        let network = Network { sharing, ..crate::fuzzing::network() };
-        let seat = Seat { endpoint: plan::Endpoint::default(), network, default_route: true };
-        let order = order(&seat, None, LinkChoice::Auto, true);
-        let mut uplink = Uplink::new(0, seat, order);
-        let gateway = || {
-            let mut ending = std::process::Command::new("/bin/bash");
-            ending.args(["-c", "exit 0"]);
-            Some(GatewayProcess::start(ending, Vec::new()).unwrap())
-        };
+        let mut uplink = shared_uplink();
         let now = Instant::now();
-        (uplink.gateway, uplink.attached, uplink.has_worked) = (gateway(), true, true);
+        (uplink.gateway, uplink.attached, uplink.has_worked) = (ending(), true, true);
         assert!(matches!(uplink.handle_end(now), Fate::Replaced(_)));
         for _ in 0..2 * REPLACEMENTS {
-            uplink.gateway = gateway();
+            uplink.gateway = ending();
             assert_eq!(uplink.handle_end(now + PAUSE), Fate::Again);
             assert!(uplink.wants_gateway(now + 2 * PAUSE));
         }
         // One that says why not is another matter, and so is one that has carried frames.
-        (uplink.gateway, uplink.was_refused) = (gateway(), true);
+        (uplink.gateway, uplink.was_refused) = (ending(), true);
         assert!(matches!(uplink.handle_end(now + PAUSE), Fate::Replaced(_)));
-        (uplink.gateway, uplink.was_refused, uplink.attached) = (gateway(), false, true);
+        (uplink.gateway, uplink.was_refused, uplink.attached) = (ending(), false, true);
         assert!(matches!(uplink.handle_end(now + PAUSE), Fate::Replaced(_)));
-        uplink.gateway = gateway();
+        uplink.gateway = ending();
         assert!(matches!(uplink.handle_end(now + 2 * SEARCH), Fate::GaveUp(_)));
     }
 
