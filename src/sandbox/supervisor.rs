@@ -125,6 +125,9 @@ pub fn run(mut plan: Run) -> Result<i32, SandboxError> {
     let mut record = Record { registration, state: state_of(&plan) };
     seats::write_down(&mut record.state, places);
     record.publish()?;
+    let connected = seats.is_empty();
+    let mut uplinks = Uplinks::new(about, &plan.ports, states, record, watch, seats);
+    uplinks.expect_linked(&linked);
     let mut supervisor = Supervisor {
         plan: &plan,
         caller,
@@ -132,8 +135,8 @@ pub fn run(mut plan: Run) -> Result<i32, SandboxError> {
         agent,
         agent_socket: Some(agent_socket),
         init_socket: Some(init_socket),
-        connected: seats.is_empty(),
-        uplinks: Uplinks::new(about, &plan.ports, states, record, watch, seats),
+        connected,
+        uplinks,
         lease,
         own_names,
         mounted: false,

@@ -43,6 +43,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
+
 use super::SandboxError;
 use super::callers::Callers;
 use super::etc::{self, Linked, OwnFiles};
@@ -58,6 +60,7 @@ use crate::control::requests::{self, Request};
 use crate::control::state::{Living, Registration, SandboxState, StateDir};
 use crate::control::wire;
 use crate::host::watch::HostWatch;
+use crate::names::directory;
 use crate::plan::{Join, LinkKind, Mode, Ports, Protocol, Published, Reached, Seat};
 use crate::sys::scm;
 
@@ -216,6 +219,20 @@ impl Uplinks {
         };
         uplinks.main = uplinks.choose_main();
         uplinks
+    }
+
+    /// What hosts says from the start, until the gateways say otherwise: they are heard from after CMD may have read it.
+    pub(super) fn expect_linked(&mut self, linked: &[Linked]) {
+        for uplink in &self.all {
+            let subnets: Vec<IpNet> = directory::subnets(&uplink.seat.network).collect();
+            for Linked { link, addresses } in linked {
+                let here: Vec<IpAddr> =
+                    addresses.iter().copied().filter(|ip| subnets.iter().any(|subnet| subnet.contains(ip))).collect();
+                if !here.is_empty() {
+                    self.linked.insert((uplink.number, link.sandbox.clone()), here);
+                }
+            }
+        }
     }
 
     /// Start the gateways.
