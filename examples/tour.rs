@@ -29,7 +29,7 @@ fn main() -> ExitCode {
             look(port);
             ExitCode::SUCCESS
         }
-        _ => tapline::cli::main(),
+        _ => tapline::cli::main(std::env::args_os().collect()),
     }
 }
 

@@ -98,6 +98,7 @@ pub(crate) fn network() -> Network {
         local_names: Vec::new(),
         outbound: Outbound::default(),
         udp_timeout: Duration::from_secs(120),
+        behaviour: Default::default(),
     }
 }
 

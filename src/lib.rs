@@ -6,6 +6,7 @@
 //! | module | what it is for |
 //! | --- | --- |
 //! | [`cli`] | tapline's own command line; turns words into a plan |
+//! | [`compat`] | other tools' command lines, turned into the same plans |
 //! | [`plan`] | what was asked for, checked. No system call |
 //! | [`sandbox`] | namespaces, the view of `/etc`; supervisor and agent |
 //! | [`control`] | the attach protocol, the state directory, the gateway's control thread |
@@ -21,6 +22,7 @@
 #![deny(unsafe_code)]
 
 pub mod cli;
+pub mod compat;
 pub mod confine;
 pub mod control;
 pub mod datapath;

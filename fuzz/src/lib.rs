@@ -116,6 +116,7 @@ pub fn network(mtu: u16) -> Network {
         local_names: vec![("host.tapline.internal".into(), GATEWAY_V4.into())],
         outbound: Default::default(),
         udp_timeout: Duration::from_secs(180),
+        behaviour: Default::default(),
     }
 }
 

@@ -93,9 +93,8 @@ pub fn manual_pages() -> std::io::Result<Vec<(String, Vec<u8>)>> {
     man::pages(command())
 }
 
-/// Runs the command line; the process's exit status.
-pub fn main() -> ExitCode {
-    let words: Vec<OsString> = std::env::args_os().collect();
+/// Runs the command line, `argv[0]` first; the process's exit status.
+pub fn main(words: Vec<OsString>) -> ExitCode {
     let status = match dispatch(words) {
         Ok(status) => status,
         Err(failure) => failure.report(),

@@ -283,9 +283,11 @@ pub fn resolve(
         local_names: local_names(&names.add_host, v4.map(|l| l.gateway), v6.map(|l| l.gateway)),
         outbound: outbound(network).map_err(usage)?,
         udp_timeout,
+        behaviour: Default::default(),
     };
     let ifname = network.ifname.clone().unwrap_or_else(|| DEFAULT_IFNAME.to_owned());
-    let interface = Interface { name: ifname, mac, link: network.link_kind, configure: true };
+    let interface =
+        Interface { name: ifname, mac, link: network.link_kind, configure: true, extras: Default::default() };
     Ok(Resolved { id, name, network: resolved_network, interface, names: resolved_names, warnings })
 }
 

@@ -102,6 +102,7 @@ mod tests {
             host: host.parse().unwrap(),
             dual_stack,
             sandbox_port,
+            sandbox_address: None,
             proxy: None,
             from: Vec::new(),
             spec: "80".into(),

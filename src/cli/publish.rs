@@ -109,6 +109,7 @@ fn bound_as(made: &[Published]) -> Vec<PublishSpec> {
             sandbox: PortRange { first: inner, last: inner },
             protocol: one.protocol,
             proxy: None,
+            manner: Default::default(),
         });
     }
     specs
@@ -132,6 +133,7 @@ mod tests {
             host: host.parse().unwrap(),
             dual_stack: host.starts_with("[::]"),
             sandbox_port,
+            sandbox_address: None,
             proxy: None,
             from: Vec::new(),
             spec: spec.into(),

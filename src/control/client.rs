@@ -128,10 +128,8 @@ impl GatewayProcess {
     /// Start a gateway. It returns as soon as the program is started; what it has to say comes over the connection.
     pub fn spawn(logging: Logging) -> Result<GatewayProcess, SpawnError> {
         let mut command = Command::new("/proc/self/exe");
-        if let Some(name) = std::env::args_os().next() {
-            command.arg0(name);
-        }
-        command.arg("gateway");
+        // Not the name that this program was called by, which may be another tool's.
+        command.arg0("tapline").arg("gateway");
         GatewayProcess::start(command, logging::arguments(logging))
     }
 

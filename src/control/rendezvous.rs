@@ -74,7 +74,8 @@ impl Starter {
     pub fn ours(how: Logging) -> Starter {
         Starter {
             program: "/proc/self/exe".into(),
-            name: std::env::args_os().next(),
+            // Not the name that this program was called by, which may be another tool's.
+            name: Some("tapline".into()),
             arguments: vec!["gateway".into()],
             after: logging::arguments(how),
             systemd_run: systemd_run(),

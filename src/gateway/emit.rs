@@ -473,6 +473,7 @@ pub(crate) mod testing {
             local_names: Vec::new(),
             outbound: Default::default(),
             udp_timeout: Duration::from_secs(180),
+            behaviour: Default::default(),
         }
     }
 

@@ -289,6 +289,7 @@ impl Definition {
             local_names: Vec::new(),
             outbound: Outbound::default(),
             udp_timeout: UDP_TIMEOUT,
+            behaviour: Default::default(),
         }
     }
 }

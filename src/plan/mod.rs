@@ -19,13 +19,15 @@ pub use definition::{
 };
 pub use mac::{MacAddr, MacError};
 pub use network::{
-    Access, Endpoint, GATEWAY_NAMES, HostView, Ipv4Layout, Ipv6Layout, LinkKind, Network, Outbound, PRIVATE,
-    SandboxLink, Sharing,
+    Access, Announcements, Behaviour, Endpoint, GATEWAY_NAMES, HostView, Ipv4Layout, Ipv6Layout, LinkKind,
+    LocalClients, Mapping, Network, Outbound, PRIVATE, SandboxLink, Services, Sharing,
 };
 pub use ports::{
-    Auto, ClashError, Expose, Origin, PortFailure, PortRange, Ports, Protocol, ProxyVersion, PublishArg, PublishSpec,
-    Published, PublishedKey, Reach, Reached, SpecError, check_specs, parse_clients, parse_port,
+    Auto, AutoRules, BindManner, ClashError, Expose, Origin, PortFailure, PortRange, Ports, Protocol, ProxyVersion,
+    PublishArg, PublishSpec, Published, PublishedKey, Reach, Reached, SpecError, check_specs, parse_clients,
+    parse_port,
 };
 pub use run::{
-    Attach, HostTarget, Interface, Join, LinkChoice, Logging, MapUser, Mode, Names, PidMode, Run, Seat, Shared, Target,
+    Attach, HostTarget, Interface, InterfaceExtras, Join, LinkChoice, Logging, MapUser, Mode, Names, PidMode, Route,
+    Run, Seat, Shared, Target,
 };

@@ -128,6 +128,113 @@ pub struct Network {
     /// How long a UDP or ping flow may be idle (RFC 4787 REQ-5: not under 2 minutes); 10 s for port 53.
     #[serde(with = "seconds")]
     pub udp_timeout: Duration,
+    /// What it does otherwise than tapline's own networks.
+    #[serde(default, skip_serializing_if = "Behaviour::is_usual")]
+    pub behaviour: Behaviour,
+}
+
+/// What a network does otherwise than tapline's own, where another tool's command line wants it. The default is what
+/// tapline's own do. Only for a network that one sandbox has for itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Behaviour {
+    /// The gateway's address leads nowhere: what goes there is answered with network unreachable, except that a ping is
+    /// answered by the gateway itself.
+    pub host_denied: bool,
+    /// Which way clients on the host's loopback take to a published port.
+    pub local_clients: LocalClients,
+    /// What is offered and carried.
+    pub services: Services,
+    /// `Some` where the sandbox has addresses of the host's own. The gateway then answers for every address on the link
+    /// but the sandbox's, and every address leads where it leads on the host, but for those named here. The network's
+    /// gateway address is then what the gateway itself speaks from, and no name for the host.
+    pub mapping: Option<Mapping>,
+    /// What DHCP, DHCPv6 and router advertisements say.
+    pub announcements: Announcements,
+}
+
+impl Behaviour {
+    /// Is it as on tapline's own networks?
+    pub fn is_usual(&self) -> bool {
+        *self == Behaviour::default()
+    }
+}
+
+/// Which way a client on the host's loopback takes to a published port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LocalClients {
+    /// Past the link: to the sandbox's loopback, and where nobody listens there to its own address.
+    #[default]
+    Loopback,
+    /// Past the link, to the sandbox's loopback only.
+    LoopbackOnly,
+    /// Past the link, to the sandbox's own address only.
+    OwnAddress,
+    /// Through the link, as all others do; the gateway's address stands for them.
+    Link,
+}
+
+/// What a gateway offers and carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Services {
+    /// TCP in and out.
+    pub tcp: bool,
+    /// UDP in and out; DHCP and DNS do not count.
+    pub udp: bool,
+    /// Echo requests.
+    pub icmp: bool,
+    /// DHCP (RFC 2131).
+    pub dhcp: bool,
+    /// DHCPv6 (RFC 8415).
+    pub dhcpv6: bool,
+    /// Neighbor discovery (RFC 4861), without router advertisements.
+    pub ndp: bool,
+    /// Router advertisements.
+    pub router_advertisements: bool,
+}
+
+impl Default for Services {
+    /// Everything but DHCPv6.
+    fn default() -> Services {
+        Services { tcp: true, udp: true, icmp: true, dhcp: true, dhcpv6: false, ndp: true, router_advertisements: true }
+    }
+}
+
+/// Addresses that lead elsewhere than to themselves, where the sandbox has the host's own ([`Behaviour::mapping`]).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mapping {
+    /// Leads to 127.0.0.1 on the host. Clients that cannot be shown under their own address come from here.
+    pub host_loopback_v4: Option<Ipv4Addr>,
+    /// Leads to ::1 on the host; likewise.
+    pub host_loopback_v6: Option<Ipv6Addr>,
+    /// Leads to the host's own copy of the sandbox's address; clients that have that address come from here.
+    pub guest_v4: Option<Ipv4Addr>,
+    /// Likewise.
+    pub guest_v6: Option<Ipv6Addr>,
+    /// Connections to the network's DNS address, port 853 (RFC 7858), lead here.
+    pub dns_over_tls: Option<SocketAddr>,
+}
+
+/// What DHCP, DHCPv6 and router advertisements say besides addresses, routes and MTU.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announcements {
+    /// Resolvers.
+    pub resolvers: bool,
+    /// Search domains.
+    pub search: bool,
+    /// The sandbox's hostname (DHCP option 12).
+    pub hostname: Option<String>,
+    /// Its fully qualified name (RFC 4702, RFC 4704).
+    pub fqdn: Option<String>,
+    /// The MTU (DHCP option 26, RFC 4861 section 4.6.4).
+    pub mtu: bool,
+}
+
+impl Default for Announcements {
+    /// All that is always known.
+    fn default() -> Announcements {
+        Announcements { resolvers: true, search: true, hostname: None, fqdn: None, mtu: true }
+    }
 }
 
 impl Network {
@@ -273,6 +380,7 @@ mod tests {
             local_names: Vec::new(),
             outbound: Outbound::default(),
             udp_timeout: Duration::from_secs(300),
+            behaviour: Behaviour::default(),
         };
         let host = HostView { search: vec!["host.example".into()], ..HostView::default() };
         let of = |network: &Network, asked: Option<&[String]>| network.announcing(asked, &host).dns_search;

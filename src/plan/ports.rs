@@ -64,6 +64,22 @@ pub struct PublishSpec {
     pub protocol: Protocol,
     /// Put a PROXY header in front of each connection (TCP only).
     pub proxy: Option<ProxyVersion>,
+    /// What another tool's command line wants otherwise.
+    #[serde(default)]
+    pub manner: Box<BindManner>,
+}
+
+/// How a published port is bound and where it leads, where that is not the usual; the default is the usual.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BindManner {
+    /// Only what comes in by this interface of the host (SO_BINDTODEVICE, socket(7)).
+    pub interface: Option<String>,
+    /// Also on an address that the host does not have (IP_FREEBIND, ip(7)).
+    pub freebind: bool,
+    /// Of several ports, those that cannot be bound are left out; an error only when none can.
+    pub tolerant: bool,
+    /// The address inside that it leads to; `None` means the sandbox's own.
+    pub sandbox_address: Option<IpAddr>,
 }
 
 /// `-p auto`: follow the sandbox's own listeners.
@@ -113,6 +129,35 @@ pub struct Ports {
     pub from: Vec<IpNet>,
     /// `--reach`.
     pub reach: Vec<Reach>,
+    /// What `auto` follows.
+    #[serde(default)]
+    pub auto_rules: AutoRules,
+    /// Have what listens on the host be found on the sandbox's loopback, under the same numbers.
+    #[serde(default)]
+    pub reach_auto: Option<AutoRules>,
+    /// What of `reach` cannot be bound inside is left out.
+    #[serde(default)]
+    pub reach_tolerant: bool,
+}
+
+/// Which listeners are followed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AutoRules {
+    /// Those of TCP.
+    pub tcp: bool,
+    /// Those of UDP.
+    pub udp: bool,
+    /// Not these.
+    pub except: Vec<(Protocol, PortRange)>,
+    /// One whose number is taken is left out, instead of being published under another.
+    pub same_number: bool,
+}
+
+impl Default for AutoRules {
+    /// All of them.
+    fn default() -> AutoRules {
+        AutoRules { tcp: true, udp: true, except: Vec::new(), same_number: false }
+    }
 }
 
 impl Ports {
@@ -250,6 +295,9 @@ pub struct Published {
     pub dual_stack: bool,
     /// The sandbox's port.
     pub sandbox_port: u16,
+    /// The address inside that it leads to; `None` means the sandbox's own.
+    #[serde(default)]
+    pub sandbox_address: Option<IpAddr>,
     /// The PROXY header, if one is wanted.
     pub proxy: Option<ProxyVersion>,
     /// Who may connect; empty means everybody. The host's own loopback always may.

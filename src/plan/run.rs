@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{Access, Endpoint, MacAddr, Network, Ports, SandboxLink};
@@ -150,6 +151,33 @@ pub struct Interface {
     pub link: LinkChoice,
     /// Set link, addresses and routes (`false` with `attach --no-configure`: only the interface is made).
     pub configure: bool,
+    /// Where another tool's command line wants more than one address and a default route.
+    #[serde(default)]
+    pub extras: InterfaceExtras,
+}
+
+/// What an interface is given, or is, besides; the default is nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceExtras {
+    /// Its MTU, where that is not the network's; 0 leaves it as the kernel makes it.
+    pub mtu: Option<u32>,
+    /// Further addresses, each with the length of its subnet's prefix.
+    pub addresses: Vec<IpNet>,
+    /// Routes besides those to the subnets and the default route; those that a later one needs come first.
+    pub routes: Vec<Route>,
+    /// IPv6 addresses and routes come by router advertisement (RFC 4862) and not from us.
+    pub v6_by_advertisement: bool,
+    /// A persistent TAP of that name may be there already: it is used, and outlives us.
+    pub may_exist: bool,
+}
+
+/// A route on the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// Where to.
+    pub to: IpNet,
+    /// By whom; `None` on the link.
+    pub via: Option<IpAddr>,
 }
 
 /// How much is said, and how.
@@ -249,8 +277,16 @@ pub struct Attach {
     pub ports: Ports,
     /// What is said.
     pub logging: Logging,
-    /// Where a `1` and a newline are written when the network is ready; then it is closed.
+    /// Where [`ready_text`](Self::ready_text) is written when the network is ready; then it is closed.
     pub ready_fd: Option<RawFd>,
+    /// A `1` and a newline, unless another tool's command line wants it otherwise.
+    pub ready_text: String,
+    /// What is printed on standard output when the network is ready, before that.
+    pub greeting: String,
+    /// Where to listen for slirp4netns' API ([`control::hostfwd`](crate::control::hostfwd)); what is there is removed first.
+    pub hostfwd_socket: Option<PathBuf>,
+    /// Do not end when the target does.
+    pub outlives_target: bool,
     /// End when this descriptor hangs up.
     pub exit_fd: Option<RawFd>,
     /// Where the supervisor's PID is written.

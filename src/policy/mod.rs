@@ -294,6 +294,7 @@ mod tests {
             host: "[::]:8080".parse().unwrap(),
             dual_stack: true,
             sandbox_port: 80,
+            sandbox_address: None,
             proxy: None,
             from: vec![],
             spec: "8080:80".to_owned(),

@@ -61,6 +61,7 @@ fn attempt(spec: &PublishSpec, sandbox: &str, from: &[IpNet], origin: Origin) ->
             host: SocketAddr::new(place.address, port),
             dual_stack: place.dual_stack,
             sandbox_port,
+            sandbox_address: None,
             proxy: spec.proxy,
             from: from.to_vec(),
             spec: spec.text.clone(),
@@ -141,7 +142,15 @@ pub fn bind_or_near(
         let mut host = port.map(|port| PortRange { first: port, last: port });
         let mut all: Vec<Bound> = Vec::new();
         for &address in addresses {
-            let spec = PublishSpec { text: word.into(), address, host, sandbox: one, protocol, proxy: None };
+            let spec = PublishSpec {
+                text: word.into(),
+                address,
+                host,
+                sandbox: one,
+                protocol,
+                proxy: None,
+                manner: Box::default(),
+            };
             match attempt(&spec, sandbox, from, Origin::Auto) {
                 Ok(bound) => all.extend(bound),
                 // A host without IPv6 has no ::1, which is no reason to publish nothing.

@@ -45,12 +45,25 @@ use crate::plan::{self, Ports, Reached, Target};
 use crate::sys::proc::{self, Forked};
 use crate::sys::scm;
 
-/// Serve a namespace until it ends, or the person wants an end: 0. With `detach`, returns 0 in the caller's process
-/// as soon as the network works, and the process that serves goes on.
+/// Why an attached namespace is no longer served, or not by this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It has ended itself.
+    Target,
+    /// The descriptor of `exit_fd` has hung up.
+    ExitFd,
+    /// A signal, by its number (signal(7)).
+    Signal(i32),
+    /// Another process, in the background, serves it from now on.
+    Background,
+}
+
+/// Serve a namespace until it ends, or the person wants an end. With `detach`, returns in the caller's process as soon
+/// as the network works, and the process that serves goes on.
 ///
 /// # Errors
 /// When the target cannot be served; no interface is left behind.
-pub fn attach(plan: plan::Attach) -> Result<i32, SandboxError> {
+pub fn attach(plan: plan::Attach) -> Result<Ended, SandboxError> {
     // First of all, before a descriptor of ours could get one of these numbers.
     let adopt = |number: Option<i32>| number.map(proc::adopt_fd).transpose();
     let ready = adopt(plan.ready_fd).map_err(SandboxError::io("use the descriptor of --ready-fd"))?;
@@ -65,7 +78,7 @@ pub fn attach(plan: plan::Attach) -> Result<i32, SandboxError> {
             let mut text = String::new();
             report.read_to_string(&mut text).map_err(SandboxError::io("hear from the background"))?;
             match text.as_str() {
-                READY => Ok(0),
+                READY => Ok(Ended::Background),
                 "" => Err(SandboxError::Vanished { who: "supervisor", signal: None }),
                 _ => Err(SandboxError::Inside(text)),
             }
@@ -95,6 +108,8 @@ const READY: &str = "\n";
 /// Who waits for the network to work.
 struct Waiting {
     ready_fd: Option<OwnedFd>,
+    ready_text: String,
+    greeting: String,
     parent: Option<PipeWriter>,
     pid_file: Option<PathBuf>,
 }
@@ -193,13 +208,19 @@ impl<'a> Service<'a> {
             errand,
             agents_left: MOST_AGENTS,
             uplinks: Some(uplinks),
-            waiting: Some(Waiting { ready_fd, parent, pid_file: plan.pid_file.clone() }),
+            waiting: Some(Waiting {
+                ready_fd,
+                ready_text: plan.ready_text.clone(),
+                greeting: plan.greeting.clone(),
+                parent,
+                pid_file: plan.pid_file.clone(),
+            }),
         };
         // With somebody waiting in the foreground, errors up to readiness are this function's.
         while service.waiting.is_some() {
             match service.turn() {
-                Ok(false) => {}
-                Ok(true) => {
+                Ok(None) => {}
+                Ok(Some(_)) => {
                     service.finish();
                     return Err(SandboxError::Inside("the network was ended before it worked".into()));
                 }
@@ -217,12 +238,12 @@ impl<'a> Service<'a> {
     }
 
     /// Until it is to end.
-    fn serve(&mut self) -> Result<i32, SandboxError> {
+    fn serve(&mut self) -> Result<Ended, SandboxError> {
         proc::go_idle();
         let result = loop {
             match self.turn() {
-                Ok(false) => {}
-                Ok(true) => break Ok(0),
+                Ok(None) => {}
+                Ok(Some(ended)) => break Ok(ended),
                 Err(error) => break Err(error),
             }
         };
@@ -230,14 +251,23 @@ impl<'a> Service<'a> {
         result
     }
 
-    /// Wait for one thing and deal with it. True when it is time to end.
-    fn turn(&mut self) -> Result<bool, SandboxError> {
+    /// Wait for one thing and deal with it. Says why when it is time to end.
+    fn turn(&mut self) -> Result<Option<Ended>, SandboxError> {
         for source in self.wait()? {
-            let end = match source {
-                Source::Signals => std::iter::from_fn(|| self.signals.next()).any(|arrived| arrived.ends()),
+            let has_target_ended = match source {
+                Source::Signals => {
+                    let mut arrived = std::iter::from_fn(|| self.signals.next());
+                    if let Some(arrived) = arrived.find(|arrived| arrived.ends()) {
+                        return Ok(Some(Ended::Signal(arrived.signal as i32)));
+                    }
+                    false
+                }
                 Source::Life => self.life.has_ended(true),
-                Source::Exit => true,
-                Source::Agent => self.hear_agent()?,
+                Source::Exit => return Ok(Some(Ended::ExitFd)),
+                Source::Agent => {
+                    self.hear_agent()?;
+                    false
+                }
                 Source::Uplinks(ear) => {
                     if let Some(gave_up) = self.uplinks.as_mut().map(|uplinks| uplinks.hear(ear)).transpose()?.flatten()
                     {
@@ -250,12 +280,12 @@ impl<'a> Service<'a> {
                     self.life.has_ended(false)
                 }
             };
-            if end {
-                return Ok(true);
+            if has_target_ended && !self.plan.outlives_target {
+                return Ok(Some(Ended::Target));
             }
         }
         self.go_on()?;
-        Ok(false)
+        Ok(None)
     }
 
     /// After everything that was heard: do what has become possible.
@@ -336,8 +366,8 @@ impl<'a> Service<'a> {
         Ok(ready)
     }
 
-    fn hear_agent(&mut self) -> Result<bool, SandboxError> {
-        let Some(socket) = &self.socket else { return Ok(false) };
+    fn hear_agent(&mut self) -> Result<(), SandboxError> {
+        let Some(socket) = &self.socket else { return Ok(()) };
         match wire::recv::<FromAgent>(socket)? {
             Some((FromAgent::Failed { text }, _)) if self.errand == Errand::Stay => tracing::warn!("{text}"),
             Some((FromAgent::Failed { text }, _)) => return Err(SandboxError::Inside(text)),
@@ -356,7 +386,7 @@ impl<'a> Service<'a> {
                 }
             }
         }
-        Ok(false)
+        Ok(())
     }
 
     /// Let go of the link, and see that everybody else has.
@@ -387,8 +417,15 @@ impl Waiting {
             std::fs::write(path, format!("{}\n", getpid()))
                 .map_err(SandboxError::io("write the file of --pid-file"))?;
         }
+        if !self.greeting.is_empty() {
+            let mut out = std::io::stdout();
+            // Who does not read it may have gone; the network works all the same.
+            let _ = out.write_all(self.greeting.as_bytes()).and_then(|()| out.flush());
+        }
         if let Some(fd) = self.ready_fd {
-            File::from(fd).write_all(b"1\n").map_err(SandboxError::io("write to the descriptor of --ready-fd"))?;
+            File::from(fd)
+                .write_all(self.ready_text.as_bytes())
+                .map_err(SandboxError::io("write to the descriptor of --ready-fd"))?;
         }
         if let Some(mut parent) = self.parent {
             // A parent that was killed meanwhile need not know.

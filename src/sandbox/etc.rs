@@ -295,6 +295,7 @@ mod tests {
             local_names: Vec::new(),
             outbound: Outbound::default(),
             udp_timeout: std::time::Duration::from_secs(180),
+            behaviour: Default::default(),
         }
     }
 

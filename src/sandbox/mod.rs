@@ -51,7 +51,7 @@ mod uplink;
 mod uplinks;
 pub mod userns;
 
-pub use attach::attach;
+pub use attach::{Ended, attach};
 pub use exec::{STOP_PATIENCE, exec, stop};
 pub use supervisor::run;
 

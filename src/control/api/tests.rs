@@ -23,6 +23,7 @@ fn port(host: &str, spec: &str) -> Published {
         host: host.parse().unwrap(),
         dual_stack: false,
         sandbox_port: 80,
+        sandbox_address: None,
         proxy: None,
         from: Vec::new(),
         spec: spec.into(),

@@ -296,6 +296,7 @@ fn published(protocol: Protocol, address: &str) -> (Published, Socket) {
         host: socket.local_addr().unwrap().as_socket().unwrap(),
         dual_stack: false,
         sandbox_port: 80,
+        sandbox_address: None,
         proxy: None,
         from: Vec::new(),
         spec: "80".into(),

@@ -90,7 +90,15 @@ impl PublishSpec {
             );
             return Err(reading.fault(rest_from(rest, word), fault));
         }
-        Ok(PublishSpec { text: text.to_owned(), address, host: host_ports, sandbox: sandbox_ports, protocol, proxy })
+        Ok(PublishSpec {
+            text: text.to_owned(),
+            address,
+            host: host_ports,
+            sandbox: sandbox_ports,
+            protocol,
+            proxy,
+            manner: Box::default(),
+        })
     }
 
     /// Do both mean the same ports, however they are written? The PROXY header does not count.
@@ -139,6 +147,7 @@ impl Expose {
             sandbox: self.ports,
             protocol: self.protocol,
             proxy: proxy.filter(|_| self.protocol == Protocol::Tcp),
+            manner: Box::default(),
         }
     }
 }
@@ -610,6 +619,7 @@ mod tests {
                 sandbox: widened(sandbox, if one { 0 } else { more }),
                 protocol,
                 proxy: proxy.filter(|_| !udp),
+                manner: Box::default(),
             }
         }
     }

@@ -91,6 +91,7 @@ impl Test {
             host,
             dual_stack: false,
             sandbox_port,
+            sandbox_address: None,
             proxy: None,
             from: from.iter().map(|from| from.parse().unwrap()).collect(),
             spec: sandbox_port.to_string(),

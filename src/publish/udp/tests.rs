@@ -74,6 +74,7 @@ impl World {
             host: socket.local_addr().unwrap(),
             dual_stack,
             sandbox_port,
+            sandbox_address: None,
             proxy: None,
             from: from.iter().map(|net| net.parse().unwrap()).collect(),
             spec: String::new(),

@@ -1,0 +1,1 @@
+//! `tapline oci-hook`: a network for containers of OCI runtimes.
