@@ -78,7 +78,10 @@ impl AttachArgs {
     fn plan(&self) -> Result<(plan::Attach, Vec<String>), Failure> {
         let target = match (self.target_pid, &self.netns) {
             (Some(pid), _) => Target::Pid(pid),
-            (None, Some(netns)) => Target::Path { netns: netns.clone(), userns: self.userns.clone() },
+            (None, Some(netns)) => {
+                let userns = self.userns.clone().map_or(plan::Userns::Owner, plan::Userns::Given);
+                Target::Path { netns: netns.clone(), userns }
+            }
             (None, None) => return Err(Failure::Usage("attach", "a PID or --netns PATH is needed".into())),
         };
         let nets = self.nets.as_for_run();
@@ -99,6 +102,7 @@ impl AttachArgs {
         shared.warnings.extend(warnings);
         let plan = plan::Attach {
             ports,
+            pcap: None,
             id: shared.id,
             name: shared.name,
             target,

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use super::ps::mode_word;
 use crate::plan::{
     Access, Attach, Auto, HostTarget, Interface, Join, LinkChoice, MapUser, Mode, Names, Network, PidMode, Ports,
-    PublishSpec, Run, Shared, Target,
+    PublishSpec, Run, Shared, Target, Userns,
 };
 
 /// How the plan is printed.
@@ -108,10 +108,14 @@ pub fn attach(plan: &Attach, warnings: &[String], format: Format) -> anyhow::Res
     lines.add("sandbox", format_args!("{} (id {})", plan.name, plan.id));
     match &plan.target {
         Target::Pid(pid) => lines.add("target", format_args!("the namespaces of process {pid}")),
-        Target::Path { netns, userns: None } => lines.add("target", netns.display()),
-        Target::Path { netns, userns: Some(userns) } => {
+        Target::Path { netns, userns: Userns::Owner } => lines.add("target", netns.display()),
+        Target::Path { netns, userns: Userns::Given(userns) | Userns::GivenOrStay(userns) } => {
             lines.add("target", format_args!("{}, owned by {}", netns.display(), userns.display()));
         }
+        Target::Path { netns, userns: Userns::Stay } => {
+            lines.add("target", format_args!("{}, in the caller's own user namespace", netns.display()));
+        }
+        Target::Tap(number) => lines.add("target", format_args!("the TAP of descriptor {number}")),
     }
     if plan.mode == Mode::Bridge {
         let Attach { joins, default_net, interface, access, names, .. } = plan;

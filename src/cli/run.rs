@@ -159,6 +159,7 @@ impl RunArgs {
             map_user: self.map_user,
             ports,
             locked: self.locked,
+            pcap: None,
             logging: self.logging.resolve(),
             command,
         };

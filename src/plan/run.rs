@@ -224,6 +224,8 @@ pub struct Run {
     pub ports: Ports,
     /// CMD without capabilities over its network and mounts.
     pub locked: bool,
+    /// Where every frame is written down, for mode `private` (pcap; see [`observe::capture`](crate::observe::capture)).
+    pub pcap: Option<PathBuf>,
     /// What is said.
     pub logging: Logging,
     /// CMD and its arguments; never empty.
@@ -238,13 +240,31 @@ pub struct Run {
 pub enum Target {
     /// The namespaces of a process.
     Pid(i32),
-    /// A network namespace by path; its user namespace by path too, or the one that owns it.
+    /// A network namespace by path.
     Path {
         /// The network namespace.
         netns: PathBuf,
-        /// The user namespace to join first.
-        userns: Option<PathBuf>,
+        /// The user namespace to enter first.
+        userns: Userns,
     },
+    /// The number of an inherited descriptor of a TAP. Nothing is known of the namespace it is in: nobody enters it,
+    /// nothing is configured there, and its end is not noticed.
+    Tap(RawFd),
+}
+
+/// Which user namespace is entered before a network namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Userns {
+    /// The one that owns the network namespace, unless the caller is in that already.
+    #[default]
+    Owner,
+    /// This one.
+    Given(PathBuf),
+    /// This one; where it does not admit the caller he stays where he is, which may be inside it already.
+    GivenOrStay(PathBuf),
+    /// None: the caller is where he must be.
+    Stay,
 }
 
 /// `tapline attach`.
@@ -275,6 +295,8 @@ pub struct Attach {
     pub names: Names,
     /// Ports published and reached.
     pub ports: Ports,
+    /// As in [`Run`].
+    pub pcap: Option<PathBuf>,
     /// What is said.
     pub logging: Logging,
     /// Where [`ready_text`](Self::ready_text) is written when the network is ready; then it is closed.

@@ -496,6 +496,7 @@ fn state_of(plan: &plan::Attach) -> SandboxState {
     let (pid, command) = match &plan.target {
         Target::Pid(pid) => (Some(*pid), vec![pid.to_string()]),
         Target::Path { netns, .. } => (None, vec![netns.display().to_string()]),
+        Target::Tap(number) => (None, vec![format!("the TAP of descriptor {number}")]),
     };
     SandboxState {
         id: plan.id.clone(),

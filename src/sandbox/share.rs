@@ -35,7 +35,7 @@ use super::exec::parent_of;
 use super::target::{self, Life, Opened, TargetError};
 use super::userns::{self, Caller};
 use crate::control::state::{SandboxState, StateDir, StateError};
-use crate::plan::{MapUser, Mode, Names, Run, Shared, Target};
+use crate::plan::{MapUser, Mode, Names, Run, Shared, Target, Userns};
 use crate::sys::spawn;
 
 /// Why a network cannot be shared. One sentence each.
@@ -104,7 +104,7 @@ pub(super) fn find(states: &StateDir, plan: &Run, shared: &Shared) -> Result<Oth
     let word = shared.to_string();
     let mut served = None;
     let (target, supervisor) = match shared {
-        Shared::Path(netns) => (Target::Path { netns: netns.clone(), userns: None }, None),
+        Shared::Path(netns) => (Target::Path { netns: netns.clone(), userns: Userns::Owner }, None),
         Shared::Sandbox(name) => match states.find(name) {
             // An id that happens to begin like a PID.
             Ok(state) if state.id == plan.id && state.name != *name && state.id != *name => (by_pid(name)?, None),
@@ -129,6 +129,7 @@ pub(super) fn find(states: &StateDir, plan: &Run, shared: &Shared) -> Result<Oth
     let process = match &target {
         Target::Pid(pid) => Some(*pid),
         Target::Path { netns, .. } => target::process_of(netns),
+        Target::Tap(_) => None,
     };
     let uts = process.and_then(|pid| File::open(format!("/proc/{pid}/ns/uts")).ok()).map(OwnedFd::from);
     let mut files = match (&target, process) {
@@ -137,7 +138,7 @@ pub(super) fn find(states: &StateDir, plan: &Run, shared: &Shared) -> Result<Oth
             // As `ip netns exec` has it (ip-netns(8)).
             files_below(Path::new("/etc/netns").join(name), Root::Own)
         }),
-        (Target::Pid(_), None) => Vec::new(),
+        (Target::Pid(_) | Target::Tap(_), None) => Vec::new(),
     };
     if let Some(state) = served {
         name_servers(&mut files, &state);
@@ -195,7 +196,7 @@ fn of_sandbox(states: &StateDir, state: &SandboxState, word: &str) -> Result<(Ta
         (Some(pid), Some(command)) if *command == pid.to_string() => Target::Pid(pid),
         (Some(pid), _) if parent_of(pid).and_then(parent_of) == Some(state.supervisor_pid) => Target::Pid(pid),
         // `attach` by path; or one that is only just starting, whose command's path is no namespace.
-        (None, Some(path)) if path.starts_with('/') => Target::Path { netns: path.into(), userns: None },
+        (None, Some(path)) if path.starts_with('/') => Target::Path { netns: path.into(), userns: Userns::Owner },
         _ => return Err(gone()),
     };
     Ok((target, Some(supervisor)))

@@ -3,14 +3,18 @@
 //! # Theory of operation
 //!
 //! A target is a process or a path. Both are opened first and looked at through the descriptors afterwards, so that
-//! what was checked is what is entered. The user namespace is the process's, the one given by path, or the one that
-//! owns the network namespace; the caller's own needs no entering.
+//! what was checked is what is entered. The user namespace is the one that owns the network namespace, whichever the
+//! process itself is in (bubblewrap's is in one below), unless another is given by path; the caller's own needs no
+//! entering.
 //!
 //! A namespace ends with its last process or mount, but whoever holds a descriptor of it, or of a device in it, keeps
-//! it, and a gateway holds one. So the end is defined otherwise: for a process (a path in /proc is one) when the
-//! process ends; for another path when there is something else, or nothing, at that path. The directory is watched
-//! (inotify(7)), and because taking off a mount in another mount namespace makes no event there, the path is also
-//! looked at every [`LOOK`].
+//! it, and a gateway holds one. So the end is defined otherwise: for a process when the process ends; for a path when
+//! there is something else, or nothing, at that path. One in /proc makes no events, but it belongs to a process, whose
+//! end is the path's; besides it is looked at every [`LOOK_IN_PROC`]. Elsewhere the directory is watched (inotify(7)),
+//! and because taking off a mount in another mount namespace makes no event there, the path is also looked at every
+//! [`LOOK`]. A path that cannot be looked at any more is still there for all we know.
+//!
+//! Of a TAP's descriptor no namespace is known: [`Life::Unknown`] does not end.
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,12 +27,15 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::unistd::Uid;
 
-use crate::plan::Target;
+use crate::plan::{Target, Userns};
 use crate::sys::ns::{self, NsKind};
 use crate::sys::spawn;
 
 /// How often a path is looked at besides its events.
 pub const LOOK: Duration = Duration::from_secs(2);
+
+/// How often a path in /proc is.
+pub const LOOK_IN_PROC: Duration = Duration::from_secs(1);
 
 /// Why a target cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +87,9 @@ pub enum TargetError {
          it, or inside it, or as root"
     )]
     NotAdmitted(io::Error),
+    /// A TAP's descriptor.
+    #[error("a TAP's descriptor does not tell which namespace it is in: give the namespace's PID or path")]
+    NoNamespace,
     /// Something else.
     #[error("cannot {0}: {1}")]
     Io(&'static str, io::Error),
@@ -96,9 +106,20 @@ pub enum Life {
         path: PathBuf,
         /// Device and inode of the namespace.
         id: (u64, u64),
-        /// Events of its directory, where it can be watched.
-        events: Option<Inotify>,
+        /// What makes it worth a look.
+        signs: Signs,
     },
+    /// Nothing does.
+    Unknown,
+}
+
+/// What says that there may be something else at a path.
+#[derive(Debug)]
+pub enum Signs {
+    /// The process that the path belongs to, readable when it has ended.
+    Process(OwnedFd),
+    /// Events of the path's directory, where it can be watched.
+    Directory(Option<Inotify>),
 }
 
 /// A target, open.
@@ -108,22 +129,29 @@ pub struct Opened {
     netns: OwnedFd,
     /// The user namespace to enter first, unless it is the caller's own.
     userns: Option<OwnedFd>,
+    /// That it does not admit the caller is no error.
+    may_stay: bool,
 }
 
 /// Open a target and check that it is what it should be.
 pub fn open(target: &Target) -> Result<(Opened, Life), TargetError> {
     let (netns, userns, life) = match target {
         Target::Pid(pid) => open_process(*pid)?,
-        Target::Path { netns, userns } => open_path(netns, userns.as_deref())?,
+        Target::Path { netns, userns } => open_path(netns, userns)?,
+        Target::Tap(_) => return Err(TargetError::NoNamespace),
     };
     if is_own(&netns, "net")? {
         return Err(TargetError::Own);
     }
-    let userns = if is_own(&userns, "user")? { None } else { Some(userns) };
-    Ok((Opened { netns, userns }, life))
+    let userns = match userns {
+        Some(userns) if !is_own(&userns, "user")? => Some(userns),
+        _ => None,
+    };
+    let may_stay = matches!(target, Target::Path { userns: Userns::GivenOrStay(_), .. });
+    Ok((Opened { netns, userns, may_stay }, life))
 }
 
-fn open_process(pid: i32) -> Result<(OwnedFd, OwnedFd, Life), TargetError> {
+fn open_process(pid: i32) -> Result<(OwnedFd, Option<OwnedFd>, Life), TargetError> {
     if pid <= 0 {
         return Err(TargetError::NoProcess(pid));
     }
@@ -136,13 +164,15 @@ fn open_process(pid: i32) -> Result<(OwnedFd, OwnedFd, Life), TargetError> {
             _ => TargetError::Open { path: path.into(), error },
         })
     };
-    let (netns, userns) = (file("net")?, file("user")?);
+    let netns = file("net")?;
+    // The process's own may be one below, which has no say over the network namespace.
+    let userns = ns::owner(netns.as_fd()).or_else(|_| file("user"))?;
     // Still the same process: its number was not given to another meanwhile.
     crate::sys::proc::pidfd_send_signal(pidfd.as_fd(), None).or_else(|error| match error.raw_os_error() {
         Some(libc::EPERM) => Ok(()),
         _ => Err(TargetError::NoProcess(pid)),
     })?;
-    Ok((netns, userns, Life::Process(pidfd)))
+    Ok((netns, Some(userns), Life::Process(pidfd)))
 }
 
 /// Why a process's namespaces cannot be opened.
@@ -162,22 +192,23 @@ fn closed(pid: i32) -> TargetError {
     }
 }
 
-fn open_path(path: &Path, userns: Option<&Path>) -> Result<(OwnedFd, OwnedFd, Life), TargetError> {
+fn open_path(path: &Path, userns: &Userns) -> Result<(OwnedFd, Option<OwnedFd>, Life), TargetError> {
     let netns = open_kind(path, NsKind::Net, "network", "/run/netns/NAME or /proc/PID/ns/net")?;
     let userns = match userns {
-        Some(path) => open_kind(path, NsKind::User, "user", "/proc/PID/ns/user")?,
-        None => ns::owner(netns.as_fd()).map_err(|error| match error.raw_os_error() {
+        Userns::Given(path) | Userns::GivenOrStay(path) => {
+            Some(open_kind(path, NsKind::User, "user", "/proc/PID/ns/user")?)
+        }
+        Userns::Owner => Some(ns::owner(netns.as_fd()).map_err(|error| match error.raw_os_error() {
             Some(libc::EPERM) => TargetError::NotAdmitted(error),
             _ => TargetError::Io("find the user namespace that owns this network namespace", error),
-        })?,
+        })?),
+        Userns::Stay => None,
     };
-    let life = match process_of(path) {
-        Some(pid) => Life::Process(spawn::pidfd_open(pid.unsigned_abs()).map_err(|_| TargetError::NoProcess(pid))?),
-        None => {
-            let id = identity(&netns)?;
-            Life::Path { path: path.to_owned(), id, events: watch_directory(path) }
-        }
+    let signs = match process_of(path) {
+        Some(pid) => Signs::Process(spawn::pidfd_open(pid.unsigned_abs()).map_err(|_| TargetError::NoProcess(pid))?),
+        None => Signs::Directory(watch_directory(path)),
     };
+    let life = Life::Path { path: path.to_owned(), id: identity(&netns)?, signs };
     Ok((netns, userns, life))
 }
 
@@ -228,7 +259,8 @@ impl Opened {
     pub fn enter(&self) -> Result<(), TargetError> {
         let failed = |errno: nix::errno::Errno| TargetError::NotAdmitted(errno.into());
         if let Some(userns) = &self.userns {
-            setns(userns, CloneFlags::CLONE_NEWUSER).map_err(failed)?;
+            setns(userns, CloneFlags::CLONE_NEWUSER)
+                .or_else(|e| if self.may_stay { Ok(()) } else { Err(failed(e)) })?;
         }
         setns(&self.netns, CloneFlags::CLONE_NEWNET).map_err(failed)
     }
@@ -248,24 +280,29 @@ impl Life {
     /// What to poll for being readable.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Life::Process(pidfd) => Some(pidfd.as_fd()),
-            Life::Path { events, .. } => events.as_ref().map(AsFd::as_fd),
+            Life::Process(pidfd) | Life::Path { signs: Signs::Process(pidfd), .. } => Some(pidfd.as_fd()),
+            Life::Path { signs: Signs::Directory(events), .. } => events.as_ref().map(AsFd::as_fd),
+            Life::Unknown => None,
         }
     }
 
     /// How long to wait at most before asking [`has_ended`](Self::has_ended).
     pub fn interval(&self) -> Option<Duration> {
-        matches!(self, Life::Path { .. }).then_some(LOOK)
+        match self {
+            Life::Path { signs: Signs::Process(_), .. } => Some(LOOK_IN_PROC),
+            Life::Path { signs: Signs::Directory(_), .. } => Some(LOOK),
+            Life::Process(_) | Life::Unknown => None,
+        }
     }
 
     /// Has it ended? Asked without an event.
     pub fn is_over(&self) -> bool {
         let readable = match self {
-            Life::Process(pidfd) => {
+            Life::Process(pidfd) | Life::Path { signs: Signs::Process(pidfd), .. } => {
                 let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
                 !matches!(poll(&mut fds, PollTimeout::ZERO), Ok(0))
             }
-            Life::Path { .. } => false,
+            Life::Path { .. } | Life::Unknown => false,
         };
         self.has_ended(readable)
     }
@@ -274,12 +311,22 @@ impl Life {
     pub fn has_ended(&self, readable: bool) -> bool {
         match self {
             Life::Process(_) => readable,
-            Life::Path { path, id, events } => {
+            Life::Path { path, id, signs: Signs::Process(_) } => readable || !is_at(path, *id),
+            Life::Path { path, id, signs: Signs::Directory(events) } => {
                 // Only that there were events matters, not which.
                 while events.as_ref().is_some_and(|e| e.read_events().is_ok_and(|e| !e.is_empty())) {}
-                !fs::metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == *id)
+                !is_at(path, *id)
             }
+            Life::Unknown => false,
         }
+    }
+}
+
+/// Is it still at this path, for all we can see?
+fn is_at(path: &Path, id: (u64, u64)) -> bool {
+    match fs::metadata(path) {
+        Ok(meta) => (meta.dev(), meta.ino()) == id,
+        Err(error) => !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ESRCH)),
     }
 }
 
@@ -289,7 +336,7 @@ mod tests {
 
     #[test]
     fn what_is_no_namespace_is_refused_with_its_path() {
-        let by_path = |path: &str| open(&Target::Path { netns: path.into(), userns: None }).unwrap_err();
+        let by_path = |path: &str| open(&Target::Path { netns: path.into(), userns: Userns::Owner }).unwrap_err();
         assert!(matches!(by_path("/dev/null"), TargetError::WrongKind { wanted: "network", .. }));
         assert!(matches!(by_path("/proc/self/ns/uts"), TargetError::WrongKind { .. }));
         assert!(matches!(by_path("/nonexistent/netns"), TargetError::Open { .. }));
@@ -304,7 +351,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("tapline-target-{}", std::process::id()));
         fs::write(&path, "").unwrap();
         let id = identity(&File::open(&path).unwrap().into()).unwrap();
-        let life = Life::Path { path: path.clone(), id, events: watch_directory(&path) };
+        let life = Life::Path { path: path.clone(), id, signs: Signs::Directory(watch_directory(&path)) };
         assert!(!life.has_ended(true));
         let other = path.with_extension("new");
         fs::write(&other, "").unwrap();
@@ -318,5 +365,86 @@ mod tests {
     fn a_path_in_proc_belongs_to_a_process() {
         assert_eq!(process_of(Path::new("/proc/42/ns/net")), Some(42));
         assert_eq!(process_of(Path::new("/run/netns/a")), None);
+    }
+    /// A child that sleeps; ended and waited for when dropped.
+    struct Sleeper(std::process::Child);
+
+    impl Sleeper {
+        fn new(unshare: &[&str]) -> Sleeper {
+            let mut command = std::process::Command::new("unshare");
+            command.args(unshare).args(["sleep", "60"]).stdin(std::process::Stdio::null());
+            Sleeper(command.spawn().unwrap())
+        }
+
+        fn ns(&self, name: &str) -> PathBuf {
+            format!("/proc/{}/ns/{name}", self.0.id()).into()
+        }
+
+        /// Until it has namespaces of its own.
+        fn wait(&self, name: &str) {
+            let own = fs::read_link(format!("/proc/self/ns/{name}")).unwrap();
+            while fs::read_link(self.ns(name)).unwrap() == own
+                || !fs::read_to_string(format!("/proc/{}/comm", self.0.id())).unwrap().starts_with("sleep")
+            {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    fn enter(target: &Target) {
+        let (opened, _) = open(target).unwrap();
+        crate::sys::testing::in_child(|| opened.enter().map_err(text));
+    }
+
+    #[test]
+    fn the_namespace_of_a_process_in_a_user_namespace_below_is_entered_by_its_owner() {
+        let sleeper = Sleeper::new(&["-Urn", "unshare", "-U"]);
+        sleeper.wait("net");
+        enter(&Target::Pid(sleeper.0.id() as i32));
+        enter(&Target::Path { netns: sleeper.ns("net"), userns: Userns::Owner });
+    }
+
+    #[test]
+    fn a_user_namespace_that_does_not_admit_its_own_member_is_not_needed_where_it_may_stay() {
+        let sleeper = Sleeper::new(&["-Ur", "unshare", "-n"]);
+        sleeper.wait("net");
+        let (netns, userns) = (sleeper.ns("net"), sleeper.ns("user"));
+        crate::sys::testing::in_child(move || {
+            let above = File::open("/proc/self/ns/user").map_err(text)?;
+            // Inside: the same target is entered without the user namespace, which a member cannot enter again.
+            let (outside, _) = open(&Target::Path { netns: netns.clone(), userns: Userns::Owner }).map_err(text)?;
+            setns(outside.userns.as_ref().ok_or("it is our own")?, CloneFlags::CLONE_NEWUSER).map_err(text)?;
+            let inside = |userns| open(&Target::Path { netns: netns.clone(), userns }).map_err(text);
+            for choice in [Userns::Owner, Userns::Stay, Userns::GivenOrStay(userns.clone()), Userns::Given(userns)] {
+                let (opened, _) = inside(choice)?;
+                if opened.has_userns() {
+                    return Err("its own is to be entered".to_owned());
+                }
+            }
+            let admits_nobody = Opened { netns: outside.netns, userns: Some(above.into()), may_stay: true };
+            admits_nobody.enter().map_err(text)
+        });
+    }
+
+    fn text(error: impl std::fmt::Display) -> String {
+        error.to_string()
+    }
+
+    #[test]
+    fn a_path_in_proc_ends_with_its_process_and_is_looked_at_each_second() {
+        let sleeper = Sleeper::new(&["-Urn"]);
+        sleeper.wait("net");
+        let (_, life) = open(&Target::Path { netns: sleeper.ns("net"), userns: Userns::Owner }).unwrap();
+        assert_eq!(life.interval(), Some(Duration::from_secs(1)));
+        assert!(!life.is_over() && !life.has_ended(false));
+        drop(sleeper);
+        assert!(life.has_ended(false) && life.is_over());
     }
 }
