@@ -85,6 +85,21 @@ pub(super) struct PortKeeper {
     /// What of that the person has been told of, and of the limit.
     told: BTreeSet<Inner>,
     told_of_limit: bool,
+    /// By ticket: what is held for somebody in this process ([`PortKeeper::publish`]).
+    tickets: BTreeMap<u64, Vec<u64>>,
+    /// What came of that, until it is fetched.
+    settled: Vec<Settled>,
+}
+
+/// What came of [`PortKeeper::publish`] or [`PortKeeper::unpublish`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Settled {
+    /// The ticket.
+    pub(super) ticket: u64,
+    /// It was to be published, not taken back.
+    pub(super) publish: bool,
+    /// Why it was not done; then nothing is left of it.
+    pub(super) failure: Option<PortFailure>,
 }
 
 struct Held {
@@ -121,6 +136,11 @@ enum Asker {
     Again,
     /// A request over the API, by its number.
     Api(u64),
+    /// Somebody in this process.
+    Ticket {
+        ticket: u64,
+        publish: bool,
+    },
     Auto,
 }
 
@@ -162,6 +182,8 @@ impl PortKeeper {
             failed: BTreeSet::new(),
             told: BTreeSet::new(),
             told_of_limit: false,
+            tickets: BTreeMap::new(),
+            settled: Vec::new(),
         }
     }
 
@@ -192,6 +214,7 @@ impl PortKeeper {
     /// There is a new gateway, which has nothing yet.
     pub(super) fn begin(&mut self, first: bool) {
         self.under_way = None;
+        let mut waiting = Vec::new();
         for job in std::mem::take(&mut self.jobs) {
             match (job.asker, &job.work) {
                 (Asker::Api(_), Work::Publish(numbers)) | (_, Work::TakeBack(numbers)) => {
@@ -199,9 +222,61 @@ impl PortKeeper {
                 }
                 _ => {}
             }
+            let Asker::Ticket { ticket, publish } = job.asker else { continue };
+            if let (Some(_), Work::Publish(numbers)) = (&job.failure, &job.work) {
+                close(&mut self.held, numbers);
+            }
+            match job.failure {
+                None if publish => waiting.push(ticket),
+                failure => self.settle(ticket, publish, failure),
+            }
         }
         let asker = if first { Asker::Start } else { Asker::Again };
         self.ask(asker, Work::Publish(self.held.keys().copied().collect()), None);
+        // Served with everything else; whoever asked still waits.
+        for ticket in waiting {
+            self.ask(Asker::Ticket { ticket, publish: true }, Work::Publish(Vec::new()), None);
+        }
+    }
+
+    /// Bind a spec now, and have it served. What came of it is among [`settled`](Self::settled) later, under the ticket
+    /// that is given here; [`unpublish`](Self::unpublish) takes it back by that.
+    ///
+    /// # Errors
+    /// When it cannot be bound.
+    pub(super) fn publish(&mut self, spec: &PublishSpec) -> Result<u64, PortFailure> {
+        let from = self.from.clone();
+        let numbers = self.bind_spec(spec, &from)?;
+        self.numbers += 1;
+        let ticket = self.numbers;
+        self.tickets.insert(ticket, numbers.clone());
+        self.ask(Asker::Ticket { ticket, publish: true }, Work::Publish(numbers), None);
+        Ok(ticket)
+    }
+
+    /// Take back what was published under a ticket; false when there is no such. That it is free again is among
+    /// [`settled`](Self::settled) later.
+    pub(super) fn unpublish(&mut self, ticket: u64) -> bool {
+        let Some(numbers) = self.tickets.remove(&ticket) else { return false };
+        self.take_back(Asker::Ticket { ticket, publish: false }, numbers);
+        true
+    }
+
+    /// What came of [`publish`](Self::publish) and [`unpublish`](Self::unpublish) since this was last called.
+    pub(super) fn settled(&mut self) -> Vec<Settled> {
+        std::mem::take(&mut self.settled)
+    }
+
+    fn settle(&mut self, ticket: u64, publish: bool, mut failure: Option<PortFailure>) {
+        if publish && let Some(numbers) = self.tickets.get(&ticket) {
+            if failure.is_none() && !numbers.iter().all(|number| self.held.contains_key(number)) {
+                failure = Some(PortFailure::new("failed", "the gateway died, and the new one does not serve the port"));
+            }
+            if failure.is_some() {
+                self.tickets.remove(&ticket);
+            }
+        }
+        self.settled.push(Settled { ticket, publish, failure });
     }
 
     /// Somebody asks for a port over the API.
@@ -224,11 +299,15 @@ impl PortKeeper {
             return Err(PortFailure::new("bad_spec", text));
         }
         spec.proxy = spec.proxy.or(proxy);
+        let from = if from.is_empty() { self.from.clone() } else { from.to_vec() };
+        self.bind_spec(&spec, &from)
+    }
+
+    fn bind_spec(&mut self, spec: &PublishSpec, from: &[IpNet]) -> Result<Vec<u64>, PortFailure> {
         let asked = Ports { reach: self.reach.clone(), ..Ports::default() };
-        asked.check_loop(&spec).map_err(|error| PortFailure::new("bad_spec", error.to_string()))?;
+        asked.check_loop(spec).map_err(|error| PortFailure::new("bad_spec", error.to_string()))?;
         raise_limit();
-        let from = if from.is_empty() { &self.from } else { from };
-        let bound = bind(&spec, &self.sandbox, from, Origin::Api)?;
+        let bound = bind(spec, &self.sandbox, from, Origin::Api)?;
         Ok(self.hold(bound))
     }
 
@@ -530,6 +609,7 @@ impl PortKeeper {
                     self.wait_for_another(outcome, &error);
                 }
             }
+            (Asker::Ticket { ticket, publish }, failure) => self.settle(ticket, publish, failure),
             (Asker::Auto | Asker::Again, Some(failure)) => tracing::warn!("{failure}"),
             (Asker::Auto | Asker::Again, None) => {}
         }
@@ -540,6 +620,7 @@ impl PortKeeper {
     /// The sandbox has ended: every socket is closed here. What the gateway is to close, in batches.
     pub(super) fn release(&mut self) -> Vec<ToGateway> {
         self.jobs.clear();
+        self.tickets.clear();
         self.under_way = None;
         let keys: Vec<PublishedKey> =
             std::mem::take(&mut self.held).into_values().map(|held| held.bound.published.key()).collect();

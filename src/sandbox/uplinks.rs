@@ -50,7 +50,7 @@ use super::callers::Callers;
 use super::etc::{self, Linked, OwnFiles};
 use super::message::{FromAgent, ToAgent};
 use super::order::Order;
-use super::ports::{Inner, PortKeeper, reach_batches};
+use super::ports::{Inner, PortKeeper, Settled, reach_batches};
 use super::seats::{self, About};
 use super::uplink::{self, Fate, Uplink};
 use crate::control::client::GatewayProcess;
@@ -61,7 +61,7 @@ use crate::control::state::{Living, Registration, SandboxState, StateDir};
 use crate::control::wire;
 use crate::host::watch::HostWatch;
 use crate::names::directory;
-use crate::plan::{Join, LinkKind, Mode, Ports, Protocol, Published, Reached, Seat};
+use crate::plan::{Join, LinkKind, Mode, PortFailure, Ports, Protocol, PublishSpec, Published, Reached, Seat};
 use crate::sys::scm;
 
 mod changes;
@@ -246,6 +246,24 @@ impl Uplinks {
     /// Bind the ports that the command line asks for. Call it after the forks: nobody else is to have them.
     pub(super) fn bind_ports(&mut self, ports: &Ports) -> Result<(), SandboxError> {
         Ok(self.ports.bind(ports)?)
+    }
+
+    /// Bind a spec now, and have it served; see [`PortKeeper::publish`].
+    #[allow(dead_code)]
+    pub(super) fn publish(&mut self, spec: &PublishSpec) -> Result<u64, PortFailure> {
+        self.ports.publish(spec)
+    }
+
+    /// Take back what was published under a ticket; see [`PortKeeper::unpublish`].
+    #[allow(dead_code)]
+    pub(super) fn unpublish(&mut self, ticket: u64) -> bool {
+        self.ports.unpublish(ticket)
+    }
+
+    /// What came of these since the last time. To be looked at after each [`go_on`](Self::go_on).
+    #[allow(dead_code)]
+    pub(super) fn settled(&mut self) -> Vec<Settled> {
+        self.ports.settled()
     }
 
     /// Let callers in, and see to it that they find the way.

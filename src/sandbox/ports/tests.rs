@@ -402,3 +402,56 @@ fn a_sandbox_that_listens_everywhere_gets_a_limited_number_of_ports() {
     assert_eq!(followed.union(&keeper.failed).count(), MOST_FOLLOWED);
     assert!(keeper.published().len() <= 2 * MOST_FOLLOWED);
 }
+
+fn spec(text: &str) -> PublishSpec {
+    PublishSpec::parse(text).unwrap()
+}
+
+fn settled(ticket: u64, publish: bool) -> Vec<Settled> {
+    vec![Settled { ticket, publish, failure: None }]
+}
+
+#[test]
+fn what_is_published_under_a_ticket_is_taken_back_by_it() {
+    let (mut keeper, mut gateway) = keeper(&[], None);
+    let ticket = keeper.publish(&spec("127.0.0.1::80")).unwrap();
+    assert_eq!(keeper.settled(), []);
+    assert!(gateway.serve(&mut keeper, never).unwrap().changed);
+    assert_eq!(keeper.settled(), settled(ticket, true));
+    let host = hosts(&keeper)[0];
+    let text = format!("{host}:80");
+    assert_eq!(keeper.publish(&spec(&text)).unwrap_err().code, "taken");
+    assert!(!keeper.unpublish(ticket + 1) && keeper.unpublish(ticket) && !keeper.unpublish(ticket));
+    gateway.serve(&mut keeper, never).unwrap();
+    assert_eq!(keeper.settled(), settled(ticket, false));
+    assert!(keeper.is_empty() && is_free(host));
+}
+
+#[test]
+fn a_ticket_that_the_gateway_refuses_leaves_nothing() {
+    let (mut keeper, mut gateway) = keeper(&[], None);
+    let ticket = keeper.publish(&spec("127.0.0.1::80")).unwrap();
+    gateway.serve(&mut keeper, |message| matches!(message, ToGateway::Publish { .. })).unwrap();
+    let [Settled { publish: true, failure: Some(failure), .. }] = &keeper.settled()[..] else { panic!() };
+    assert_eq!(failure.message, "it is full");
+    assert!(keeper.is_empty() && !keeper.unpublish(ticket));
+}
+
+#[test]
+fn a_ticket_outlives_a_gateway() {
+    let (mut keeper, _) = keeper(&[], None);
+    let first = keeper.publish(&spec("127.0.0.1::80")).unwrap();
+    let second = keeper.publish(&spec("127.0.0.1::81")).unwrap();
+    assert!(keeper.unpublish(second));
+    // The gateway dies before it has heard of either.
+    keeper.begin(false);
+    let mut gateway = Gateway::default();
+    gateway.serve(&mut keeper, never).unwrap();
+    let mut came = keeper.settled();
+    came.sort_by_key(|settled| (settled.ticket, !settled.publish));
+    assert_eq!(came[0], settled(first, true)[0]);
+    assert!(came[1].publish && came[1].ticket == second);
+    assert_eq!(came[2], settled(second, false)[0]);
+    assert_eq!(keeper.published().iter().map(|port| port.sandbox_port).collect::<Vec<_>>(), [80]);
+    assert!(keeper.unpublish(first));
+}
