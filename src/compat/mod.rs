@@ -9,6 +9,7 @@
 //!
 //! | module | what |
 //! | --- | --- |
+//! | [`getopt`] | options as getopt_long(3) reads them |
 //! | [`slirp4netns`] | slirp4netns 1.3.3 |
 //! | [`pasta`] | pasta of passt |
 //! | [`oci`] | `tapline oci-hook`, for runc, crun and their like |
@@ -16,6 +17,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
 
+pub mod getopt;
 pub mod oci;
 pub mod pasta;
 pub mod slirp4netns;
