@@ -11,6 +11,10 @@
 //! - A sender that claims one of the gateway's addresses is counted as spoofed. It changes nothing here; its own
 //!   probe has had its answer.
 //! - Announcements (sender and target are the same address) and replies need no answer.
+//!
+//! Where the sandbox has the host's own addresses ([`Behaviour::mapping`](crate::plan::Behaviour)) the other machines of
+//! its subnet are behind the gateway, so it answers for every address but the sandbox's, and no probe: whatever the
+//! sandbox takes is its own.
 use std::net::{IpAddr, Ipv4Addr};
 
 use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress};
@@ -19,6 +23,7 @@ use super::{
     Segment,
     counters::DropReason,
     emit,
+    kept::{is_sandboxes, is_somebodys},
     link::{Link, Peer},
     packet::ETHERTYPE_ARP,
 };
@@ -54,9 +59,7 @@ pub fn handle(segment: &mut Segment, peer: Peer, packet: &[u8], link: &mut impl 
     if source_protocol_addr == target_protocol_addr {
         return Ok(());
     }
-    let target = IpAddr::V4(target_protocol_addr);
-    let stands_for = !probe && segment.kept.contains(peer.port, target);
-    if !segment.network.is_gateway(target) && !segment.network.is_dns(target) && !stands_for {
+    if !answers_for(segment, peer, target_protocol_addr.into(), probe) {
         return Err(DropReason::NotForUs);
     }
     let mut reply = [0u8; ARP_LEN];
@@ -71,6 +74,14 @@ pub fn handle(segment: &mut Segment, peer: Peer, packet: &[u8], link: &mut impl 
     let to = Peer { port: peer.port, mac: MacAddr(source_hardware_addr.0) };
     emit::ethernet(segment, to, ETHERTYPE_ARP, &reply, link);
     Ok(())
+}
+
+fn answers_for(segment: &Segment, peer: Peer, target: IpAddr, probe: bool) -> bool {
+    if segment.network.behaviour.mapping.is_some() {
+        return !probe && is_somebodys(&segment.network, target) && !is_sandboxes(segment, target);
+    }
+    let stands_for = !probe && segment.kept.contains(peer.port, target);
+    segment.network.is_gateway(target) || segment.network.is_dns(target) || stands_for
 }
 
 #[cfg(test)]

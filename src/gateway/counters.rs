@@ -49,6 +49,8 @@ reasons! {
     Protocol => "protocol",
     /// The family is switched off on this network.
     Family => "family",
+    /// A service or protocol that is switched off on this network.
+    Disabled => "disabled",
     /// The policy refuses the destination (answered with ICMP).
     Refused => "refused",
     /// A fragment that overlaps another of the same datagram.

@@ -137,7 +137,7 @@ impl EchoTable {
         let datagram = Datagram {
             payload: data,
             segment: 0,
-            hop_limit: packet.hop_limit.saturating_sub(1).max(1),
+            hop_limit: packet.hop_limit.saturating_sub(u8::from(segment.network.is_hop_to(packet.dst))).max(1),
             tos: packet.tos,
             dont_fragment: packet.dont_fragment,
         };

@@ -21,7 +21,8 @@
 //!
 //! The sender of an error is the offender, the router or host outside that complained, so that traceroute shows
 //! the true path. Where the sandbox had written to the gateway or the DNS address the error comes from that
-//! address, and where no offender is known from the gateway's address of that family.
+//! address, and where no offender is known from the gateway's address of that family. One that is the host itself goes
+//! by the name that the host has for a sandbox with the host's own addresses.
 //!
 //! The gateway is a hop: [`hop_limit_spent`] is asked before a packet is carried outside.
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -34,6 +35,7 @@ use super::{
     counters::DropReason,
     echo::EchoTable,
     emit::{self, HOP_LIMIT, Ip},
+    kept::{can_be_a_client, stand_in},
     link::{Host, Link, Peer},
     ndp,
     packet::Packet,
@@ -148,7 +150,8 @@ pub fn send_error(
     match about.src {
         IpAddr::V4(_) => {
             let ip = Ip { src, dst: about.src, protocol: IpProtocol::Icmp, tos: V4_ERROR_TOS, hop_limit: HOP_LIMIT };
-            let quote = &original[..original.len().min(MAX_V4_ERROR - 20 - HEADER)];
+            let room = MAX_V4_ERROR.min(usize::from(segment.network.mtu)).saturating_sub(20 + HEADER);
+            let quote = &original[..original.len().min(room)];
             emit::icmp(segment, peer, &ip, v4_header(error), quote, link);
         }
         IpAddr::V6(_) => {
@@ -167,7 +170,7 @@ pub fn hop_limit_spent(
     packet: &Packet<'_>,
     link: &mut impl Link,
 ) -> Result<(), DropReason> {
-    if packet.hop_limit > 1 || segment.network.is_gateway(packet.dst) || segment.network.is_dns(packet.dst) {
+    if packet.hop_limit > 1 || !segment.network.is_hop_to(packet.dst) {
         return Ok(());
     }
     send_error(now, segment, packet.peer, None, IcmpError::HopLimitExceeded, packet.bytes, link);
@@ -194,6 +197,9 @@ pub fn handle(
         (true, V4_ECHO_REQUEST) | (false, V6_ECHO_REQUEST) => {
             if header[1] != 0 {
                 return Err(DropReason::Malformed);
+            }
+            if !segment.network.behaviour.services.icmp {
+                return Err(DropReason::Disabled);
             }
             if let Some(from) = echo_answered_from(segment, packet) {
                 answer_echo(segment, packet, from, header, body, link);
@@ -236,7 +242,7 @@ fn echo_answered_from(segment: &Segment, packet: &Packet<'_>) -> Option<IpAddr> 
     const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
     const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
     match packet.dst {
-        dst if segment.network.is_gateway(dst) || segment.network.is_dns(dst) => Some(dst),
+        dst if segment.network.is_host(dst) || segment.network.is_dns(dst) => Some(dst),
         // RFC 4443, 4.2: an answer to a multicast request comes from a unicast address.
         IpAddr::V6(ALL_NODES | ALL_ROUTERS) => own_address(segment, packet.src),
         _ => None,
@@ -261,17 +267,25 @@ fn own_address(segment: &Segment, towards: IpAddr) -> Option<IpAddr> {
     match towards {
         IpAddr::V4(_) => segment.network.v4.map(|l| l.gateway.into()),
         IpAddr::V6(ip) => Some(match segment.network.v6 {
-            Some(layout) if !ip.is_unicast_link_local() => layout.gateway.into(),
+            Some(layout) if !ip.is_unicast_link_local() && segment.network.behaviour.mapping.is_none() => {
+                layout.gateway.into()
+            }
             _ => segment.network.gateway_link_local().into(),
         }),
     }
 }
 
 fn error_source(segment: &Segment, offender: Option<IpAddr>, about: &About) -> Option<IpAddr> {
-    if segment.network.is_gateway(about.dst) || segment.network.is_dns(about.dst) {
+    let network = &segment.network;
+    let is_mapped = network.behaviour.mapping.is_some();
+    if network.is_host(about.dst) || (network.is_dns(about.dst) && !is_mapped) {
         return Some(about.dst);
     }
     match offender {
+        // The host itself has complained: it has the sandbox's address, or one of its loopback's.
+        Some(ip) if is_mapped && ip.is_ipv4() == about.src.is_ipv4() && !can_be_a_client(segment, ip) => {
+            stand_in(segment, ip, ip.is_ipv4())
+        }
         Some(ip) if ip.is_ipv4() == about.src.is_ipv4() && !ip.is_unspecified() && !ip.is_loopback() => Some(ip),
         _ => own_address(segment, about.src),
     }
@@ -280,7 +294,7 @@ fn error_source(segment: &Segment, offender: Option<IpAddr>, about: &About) -> O
 fn is_group(segment: &Segment, ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => {
-            ip.is_multicast() || ip.is_broadcast() || segment.network.v4.is_some_and(|l| l.subnet.broadcast() == ip)
+            ip.is_multicast() || ip.is_broadcast() || segment.network.v4.is_some_and(|l| l.broadcast() == Some(ip))
         }
         IpAddr::V6(ip) => ip.is_multicast(),
     }

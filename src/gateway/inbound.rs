@@ -11,7 +11,7 @@
 //!
 //! Where an address cannot be the client's inside (the sandbox has not that family; it is the sandbox's own, the
 //! gateway's, that of DNS, nobody's; or the same client came by another socket already), the gateway's address stands
-//! for it, with a port of its own for each client. While a flow lives, a client's address that belongs to the segment
+//! for it, with the client's port if that is free, and one of its own for each client otherwise. While a flow lives, a client's address that belongs to the segment
 //! is answered for (ARP, neighbor discovery).
 //!
 //! Timers and limits are those of [`udp`](super::udp): idle flows end, each sandbox has a bounded number, the one
@@ -22,16 +22,16 @@ use std::time::{Duration, Instant};
 
 use super::describe::Description;
 use super::flows::{FlowTable, Idle};
-use super::kept::can_be_a_client;
+use super::kept::{can_be_a_client, stand_in};
 use super::udp::{MOST_FLOWS, send_to_sandbox};
 use super::{
     Segment,
     counters::DropReason,
-    link::{Link, Peer, PortId, ReplyPath},
+    link::{Link, Peer, PortId, ReplyPath, Service},
 };
 use crate::plan::Endpoint;
 
-/// The ports that the gateway's address has where it stands for clients: the dynamic ones (RFC 6335, 6), which are
+/// The ports that the gateway's address has where it stands for clients whose own is taken: the dynamic ones (RFC 6335, 6), which are
 /// more than a sandbox may have flows.
 const FIRST_PORT: u16 = 49_152;
 
@@ -57,7 +57,7 @@ struct Flow {
 pub(super) struct Arrival<'a> {
     pub port: PortId,
     pub client: SocketAddr,
-    pub sandbox_port: u16,
+    pub service: Service,
     pub payload: &'a [u8],
     pub segment: u16,
     pub tos: u8,
@@ -107,6 +107,9 @@ impl Inbound {
         arrival: &Arrival<'_>,
         link: &mut impl Link,
     ) -> Result<(), DropReason> {
+        if !segment.network.behaviour.services.udp {
+            return Err(DropReason::Disabled);
+        }
         if !link.has_room(arrival.port) {
             return Err(DropReason::NoRoom);
         }
@@ -156,7 +159,7 @@ impl Inbound {
     fn name(&mut self, segment: &Segment, endpoint: &Endpoint, arrival: &Arrival<'_>) -> Option<(Key, bool)> {
         let client = SocketAddr::new(arrival.client.ip(), arrival.client.port()); // without a scope
         let families = [client.is_ipv4(), !client.is_ipv4()];
-        let sandbox = |v4| sides(segment, endpoint, v4).map(|(own, _)| SocketAddr::new(own, arrival.sandbox_port));
+        let sandbox = |v4| arrival.service.through_link(own_address(segment, endpoint, v4), v4);
         if let Some(sandbox) = sandbox(client.is_ipv4())
             && can_be_a_client(segment, client.ip())
         {
@@ -165,13 +168,18 @@ impl Inbound {
                 return Some((key, true));
             }
         }
-        let (own, gateway) = families.into_iter().find_map(|v4| sides(segment, endpoint, v4))?;
-        let sandbox = SocketAddr::new(own, arrival.sandbox_port);
-        (FIRST_PORT..=u16::MAX).find_map(|_| {
-            let stand_in = SocketAddr::new(gateway, self.next_port);
-            self.next_port = self.next_port.checked_add(1).unwrap_or(FIRST_PORT);
-            let key = (arrival.port, sandbox, stand_in);
-            self.flows.find(&key).is_none().then_some((key, false))
+        let sandbox = families.into_iter().find_map(sandbox)?;
+        let gateway = stand_in(segment, client.ip(), sandbox.is_ipv4())?;
+        let free = |table: &Inbound, port| {
+            let key = (arrival.port, sandbox, SocketAddr::new(gateway, port));
+            table.flows.find(&key).is_none().then_some((key, false))
+        };
+        free(self, client.port()).or_else(|| {
+            (FIRST_PORT..=u16::MAX).find_map(|_| {
+                let port = self.next_port;
+                self.next_port = port.checked_add(1).unwrap_or(FIRST_PORT);
+                free(self, port)
+            })
         })
     }
 
@@ -229,12 +237,12 @@ pub(super) struct Answer {
     pub client: SocketAddr,
 }
 
-/// The sandbox's and the gateway's address of a family, if the sandbox has that family.
-fn sides(segment: &Segment, endpoint: &Endpoint, v4: bool) -> Option<(IpAddr, IpAddr)> {
+/// The sandbox's address of a family, if it has that family.
+fn own_address(segment: &Segment, endpoint: &Endpoint, v4: bool) -> Option<IpAddr> {
     if v4 {
-        Some((endpoint.v4?.into(), segment.network.v4?.gateway.into()))
+        segment.network.v4.and(endpoint.v4).map(IpAddr::V4)
     } else {
-        Some((endpoint.v6?.into(), segment.network.v6?.gateway.into()))
+        segment.network.v6.and(endpoint.v6).map(IpAddr::V6)
     }
 }
 
@@ -331,13 +339,12 @@ mod tests {
         }
         let mut test = Test::with(Network { v6: None, ..network(1500) }, HostView::default());
         arrive(&mut test, PATH, "[2001:db8::9]:9", b"x", 0);
-        arrive(&mut test, PATH, "[2001:db8::9]:10", b"x", 0);
-        assert_eq!(test.link.frames.len(), 2);
-        test.link.frames.remove(0);
+        assert_eq!(test.received().0, at("10.0.2.2:9"), "the client's own port");
+        arrive(&mut test, PATH, "[2001:db8::a]:9", b"x", 0);
         let second = test.received().0;
-        assert_eq!(second, SocketAddr::new(at("10.0.2.2:0").ip(), FIRST_PORT + 1), "a port for each client");
+        assert_eq!(second, SocketAddr::new(at("10.0.2.2:0").ip(), FIRST_PORT), "a port for each client");
         test.udp(SERVICE, &second.to_string(), b"y");
-        assert_eq!(test.host.published[0].1, at("[2001:db8::9]:10"));
+        assert_eq!(test.host.published[0].1, at("[2001:db8::a]:9"));
     }
 
     #[test]

@@ -9,6 +9,9 @@
 //! counted, flow by flow; each that keeps one gives it back once.
 //!
 //! A sandbox that looks whether such an address is free, because it wants it for itself, is not answered.
+//!
+//! A sandbox that has the host's own addresses finds the gateway at every address of its link, client or not, so there
+//! nothing depends on what is kept.
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::IpAddr;
@@ -67,23 +70,54 @@ fn is_on_link(network: &Network, address: IpAddr) -> bool {
     on_link && !network.is_gateway(address) && !network.is_dns(address)
 }
 
+/// Can this be the address of one host that is not the one who looks at it?
+pub(super) fn is_somebodys(network: &Network, address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(ip) => {
+            let is_edge = network.v4.is_some_and(|l| l.is_edge(ip));
+            !(ip.octets()[0] == 0 || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast() || is_edge)
+        }
+        // The first 80 bits are 0 in ::, ::1 and the forms that contain IPv4 addresses.
+        IpAddr::V6(ip) => !(ip.segments()[..5] == [0; 5] || ip.is_multicast()),
+    }
+}
+
+/// Has the sandbox itself this address?
+pub(super) fn is_sandboxes(segment: &Segment, address: IpAddr) -> bool {
+    let mapping = segment.network.behaviour.mapping.as_ref();
+    segment.has(address).is_some() || mapping.is_some_and(|mapping| mapping.further.contains(&address))
+}
+
 /// Can a sandbox answer somebody under this address, and nobody else? From an internal network no route leads to anybody
 /// but the gateway.
+///
+/// One that has the host's own addresses can answer under any that is not its own: the gateway carries what goes there.
 pub(super) fn can_be_a_client(segment: &Segment, address: IpAddr) -> bool {
     let network = &segment.network;
     if network.sharing.is_some_and(|sharing| sharing.internal) {
         return false;
     }
-    let taken = network.is_gateway(address) || network.is_dns(address) || segment.has(address).is_some();
-    let somebodys = match address {
-        IpAddr::V4(ip) => {
-            let is_edge = network.v4.is_some_and(|l| ip == l.subnet.network() || ip == l.subnet.broadcast());
-            !(ip.octets()[0] == 0 || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast() || is_edge)
-        }
-        // The first 80 bits are 0 in ::, ::1 and the forms that contain IPv4 addresses.
-        IpAddr::V6(ip) => !(ip.segments()[..5] == [0; 5] || ip.is_multicast()),
+    let is_dns = network.behaviour.mapping.is_none() && network.is_dns(address);
+    let taken = network.is_gateway(address) || is_dns || is_sandboxes(segment, address);
+    is_somebodys(network, address) && !taken
+}
+
+/// Who stands, in this family, for somebody outside who cannot be shown under the own address: the gateway. To a
+/// sandbox that has the host's own addresses it is the one that leads to who that is, where there is one.
+pub(super) fn stand_in(segment: &Segment, outside: IpAddr, v4: bool) -> Option<IpAddr> {
+    let network = &segment.network;
+    let Some(mapping) = &network.behaviour.mapping else {
+        return if v4 { network.v4.map(|l| l.gateway.into()) } else { network.v6.map(|l| l.gateway.into()) };
     };
-    somebodys && !taken
+    let is_copy = is_sandboxes(segment, outside);
+    if v4 {
+        let gateway = network.v4?.gateway;
+        Some(mapping.guest_v4.filter(|_| is_copy).or(mapping.host_loopback_v4).unwrap_or(gateway).into())
+    } else {
+        network.v6?;
+        let gateway = network.gateway_link_local();
+        Some(mapping.guest_v6.filter(|_| is_copy).or(mapping.host_loopback_v6).unwrap_or(gateway).into())
+    }
 }
 
 #[cfg(test)]

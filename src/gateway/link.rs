@@ -2,7 +2,7 @@
 //! bytes and datagrams to the host ([`Host`]). The worker implements both; tests hold both ends themselves.
 use std::net::{IpAddr, SocketAddr};
 
-use crate::plan::MacAddr;
+use crate::plan::{MacAddr, Published};
 
 /// A sandbox's port on the switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -15,6 +15,38 @@ pub struct Peer {
     pub port: PortId,
     /// The Ethernet address.
     pub mac: MacAddr,
+}
+
+/// Where a published port leads inside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// The address, where it is not the sandbox's own.
+    pub address: Option<IpAddr>,
+    /// The port.
+    pub port: u16,
+}
+
+impl Service {
+    /// Its address towards clients of a family, for what goes through the link, where no loopback address is found;
+    /// `own` is the sandbox's.
+    pub fn through_link(&self, own: Option<IpAddr>, v4: bool) -> Option<SocketAddr> {
+        let given = self.address.filter(|ip| !ip.is_loopback() && !ip.is_unspecified());
+        let ip = if given.is_some() { given } else { own };
+        ip.filter(|ip| ip.is_ipv4() == v4).map(|ip| SocketAddr::new(ip, self.port))
+    }
+}
+
+impl From<&Published> for Service {
+    fn from(published: &Published) -> Service {
+        Service { address: published.sandbox_address, port: published.sandbox_port }
+    }
+}
+
+impl From<u16> for Service {
+    /// At the sandbox's own address.
+    fn from(port: u16) -> Service {
+        Service { address: None, port }
+    }
 }
 
 /// The kind of super-segment a frame is (linux/virtio_net.h, VIRTIO_NET_HDR_GSO_*).

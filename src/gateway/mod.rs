@@ -31,6 +31,8 @@ pub mod icmp;
 mod inbound;
 pub mod kept;
 pub mod link;
+#[cfg(test)]
+mod mapped;
 pub mod ndp;
 pub mod packet;
 mod peers;
@@ -55,7 +57,7 @@ use smoltcp::wire::IpProtocol;
 use crate::plan::{Access, Endpoint, HostView, MacAddr, Network};
 use crate::policy::{self, Refusal, Rules};
 use counters::{Counters, DropReason};
-use link::{Asker, EchoId, Host, HostError, Link, Offload, Peer, PortId, ReplyPath, TcpId, UdpId, Unsent};
+use link::{Asker, EchoId, Host, HostError, Link, Offload, Peer, PortId, ReplyPath, Service, TcpId, UdpId, Unsent};
 use packet::{ETHERNET_HEADER, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, Parsed};
 
 /// What every part of the gateway may look at: the network, the host, who is on which port, and the counters.
@@ -132,6 +134,14 @@ impl Segment {
         self.kept.forget(port, client);
     }
 
+    /// The same for a service: the DNS address may lead elsewhere with one port than with others.
+    fn judge_service(&self, port: PortId, destination: SocketAddr) -> Result<SocketAddr, Refusal> {
+        match policy::encrypted_dns(&self.network, destination) {
+            Some(resolver) => Ok(resolver),
+            None => self.judge(port, destination.ip()).map(|ip| SocketAddr::new(ip, destination.port())),
+        }
+    }
+
     /// Where a new flow of the sandbox on this port leads on the host, or why it is refused.
     fn judge(&self, port: PortId, destination: IpAddr) -> Result<IpAddr, Refusal> {
         let access = self.ports.get(&port).map_or_else(Access::default, |endpoint| endpoint.access);
@@ -140,20 +150,20 @@ impl Segment {
     }
 
     /// May a sandbox on this port use this source address? On a network of its own: the segment's unicast addresses,
-    /// except the gateway's; link-local ones for IPv6. On a shared one: those that were given to it, and the
-    /// link-local one of its Ethernet address.
+    /// except the gateway's; link-local ones for IPv6. One that has the host's own addresses: any unicast address. On a
+    /// shared one: those that were given to it, and the link-local one of its Ethernet address.
     fn source_allowed(&self, port: PortId, source: IpAddr) -> bool {
         if self.network.sharing.is_some() {
             return self.ports.get(&port).is_some_and(|endpoint| addresses(endpoint).any(|own| own == source));
+        }
+        if self.network.behaviour.mapping.is_some() {
+            return kept::is_somebodys(&self.network, source);
         }
         if self.network.is_gateway(source) || self.network.is_dns(source) {
             return false;
         }
         match source {
-            IpAddr::V4(ip) => self
-                .network
-                .v4
-                .is_some_and(|l| l.subnet.contains(&ip) && ip != l.subnet.network() && ip != l.subnet.broadcast()),
+            IpAddr::V4(ip) => self.network.v4.is_some_and(|l| l.subnet.contains(&ip) && !l.is_edge(ip)),
             IpAddr::V6(ip) => {
                 !ip.is_multicast()
                     && (ip.is_unicast_link_local() || self.network.v6.is_some_and(|l| l.subnet.contains(&ip)))
@@ -197,7 +207,7 @@ impl Gateway {
     /// need not ask.
     pub fn add_port(&mut self, port: PortId, endpoint: Endpoint) {
         self.segment.add(port, endpoint);
-        if self.segment.network.v6.is_some() {
+        if self.segment.network.v6.is_some() && self.segment.network.behaviour.services.router_advertisements {
             self.advertiser.add_port(port);
         }
     }
@@ -364,9 +374,11 @@ impl Gateway {
         link: &mut impl Link,
     ) -> Result<(), DropReason> {
         let segment = &mut self.segment;
+        let services = segment.network.behaviour.services;
         if packet.src.is_unspecified() {
             // Only somebody who has no address yet: DHCP, duplicate address detection, router solicitation.
             return match packet.protocol {
+                IpProtocol::Udp if packet.src.is_ipv4() && !services.dhcp => Err(DropReason::Disabled),
                 IpProtocol::Udp if packet.src.is_ipv4() => dhcp::handle(segment, packet, link),
                 IpProtocol::Icmpv6 => ndp::handle(segment, packet, link),
                 _ => Err(DropReason::Spoofed),
@@ -376,6 +388,7 @@ impl Gateway {
             return Err(DropReason::Spoofed);
         }
         match packet.protocol {
+            IpProtocol::Tcp if !services.tcp => Err(DropReason::Disabled),
             IpProtocol::Tcp => self.tcp.handle_segment(now, segment, packet, host, link),
             IpProtocol::Udp => self.udp.handle_packet(now, segment, packet, host, link),
             IpProtocol::Icmp if packet.src.is_ipv4() => icmp::handle(now, segment, &mut self.echo, packet, host, link),
@@ -406,10 +419,10 @@ impl Gateway {
         now: Instant,
         port: PortId,
         client: SocketAddr,
-        sandbox_port: u16,
+        service: impl Into<Service>,
         link: &mut impl Link,
     ) -> Result<TcpId, DropReason> {
-        self.tcp.open_published(now, &mut self.segment, port, client, sandbox_port, link)
+        self.tcp.open_published(now, &mut self.segment, port, client, service.into(), link)
     }
 
     /// The stream of a flow from [`open_published`](Self::open_published) could not be had: forget the flow.
@@ -451,14 +464,15 @@ impl Gateway {
         now: Instant,
         port: PortId,
         client: SocketAddr,
-        sandbox_port: u16,
+        service: impl Into<Service>,
         payload: &[u8],
         segment: u16,
         tos: u8,
         reply: ReplyPath,
         link: &mut impl Link,
     ) {
-        let arrival = inbound::Arrival { port, client, sandbox_port, payload, segment, tos, path: reply };
+        let service = service.into();
+        let arrival = inbound::Arrival { port, client, service, payload, segment, tos, path: reply };
         self.udp.handle_arrival(now, &mut self.segment, &arrival, link);
     }
 

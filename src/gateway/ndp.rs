@@ -17,6 +17,9 @@
 //! | router solicitation | router advertisement, to the asker or to all nodes |
 //! | router advertisement, redirect | none; spoofed: the gateway is the only router of its segment |
 //!
+//! Where the sandbox has the host's own addresses ([`Behaviour::mapping`](crate::plan::Behaviour)) the gateway is found
+//! at every address but the sandbox's, and answers no duplicate address detection.
+//!
 //! A router advertisement says: the prefix is on-link and, when it is a /64 that one sandbox has for itself, good for
 //! autonomous addresses (RFC 4862, 5.5.3 d; on a shared network a sandbox has the address that was given to it, and
 //! could not speak from another); no DHCPv6 (M and O are 0); the MTU; the resolvers and search domains; the gateway's MAC; and that the
@@ -37,6 +40,7 @@ use super::{
     counters::DropReason,
     dhcp,
     emit::{self, Ip},
+    kept::{is_sandboxes, is_somebodys},
     link::{Link, Peer, PortId},
     packet::{self, Packet},
 };
@@ -94,8 +98,11 @@ pub fn handle(segment: &mut Segment, packet: &Packet<'_>, link: &mut impl Link) 
     if packet.checksum_to_verify() && !emit::checksum_holds(packet.src, packet.dst, IpProtocol::Icmpv6, message) {
         return Err(DropReason::Checksum);
     }
+    let services = segment.network.behaviour.services;
     match header[0] {
         kind if MLD.contains(&kind) => return Err(DropReason::Multicast),
+        ROUTER_SOLICITATION..=REDIRECT if !services.ndp => return Err(DropReason::Disabled),
+        ROUTER_SOLICITATION if !services.router_advertisements => return Err(DropReason::Disabled),
         ROUTER_SOLICITATION..=REDIRECT => {}
         // Everything else needs a source to answer.
         _ => return Err(DropReason::Spoofed),
@@ -122,13 +129,7 @@ pub fn handle(segment: &mut Segment, packet: &Packet<'_>, link: &mut impl Link) 
             if src.is_unspecified() && packet.dst != IpAddr::V6(solicited_node(target)) {
                 return Err(DropReason::Malformed);
             }
-            let role = if is_ours(segment, target) {
-                FLAG_ROUTER
-            } else if !src.is_unspecified() && segment.kept.contains(packet.peer.port, target.into()) {
-                0
-            } else {
-                return Err(DropReason::NotForUs);
-            };
+            let role = role_for(segment, packet.peer, src, target).ok_or(DropReason::NotForUs)?;
             advertise_neighbor(segment, packet.peer, src, target, role, link);
             Ok(())
         }
@@ -141,8 +142,25 @@ pub fn handle(segment: &mut Segment, packet: &Packet<'_>, link: &mut impl Link) 
     }
 }
 
+/// What the gateway is at this address, FLAG_ROUTER or nothing, if it answers for it.
+fn role_for(segment: &Segment, peer: Peer, asker: Ipv6Addr, target: Ipv6Addr) -> Option<u8> {
+    if segment.network.behaviour.mapping.is_some() {
+        let is_router = segment.network.is_gateway(target.into()) || segment.network.v6?.gateway == target;
+        let answers = !asker.is_unspecified()
+            && is_somebodys(&segment.network, target.into())
+            && !is_sandboxes(segment, target.into());
+        return answers.then_some(if is_router { FLAG_ROUTER } else { 0 });
+    }
+    if is_ours(segment, target) {
+        return Some(FLAG_ROUTER);
+    }
+    (!asker.is_unspecified() && segment.kept.contains(peer.port, target.into())).then_some(0)
+}
+
+/// Is it an address that nobody else may claim? One who has the host's own addresses may claim any.
 fn is_ours(segment: &Segment, address: Ipv6Addr) -> bool {
-    segment.network.is_gateway(address.into()) || segment.network.is_dns(address.into())
+    let (network, address) = (&segment.network, address.into());
+    network.is_gateway(address) || (network.is_dns(address) && network.behaviour.mapping.is_none())
 }
 
 /// RFC 4861, 4.6: each option has a length, which is not 0; and who has no address names no link-layer address.

@@ -5,7 +5,8 @@
 //! A sandbox names an address and the policy says where on the host that leads: mostly to the address itself,
 //! but the gateway's address leads to the host's own or to its loopback. Both are kept, because an answer must
 //! seem to come from the address that the sandbox had written to. A sandbox may know the host by both addresses
-//! at once; then the port decides, and after that who was written to last.
+//! at once; then the port decides, and after that who was written to last. One address may lead to several, by port or
+//! because the host's has changed.
 //!
 //! Any port of a known address may answer. The list is bounded; whoever was written to longest ago leaves it.
 //! It is searched from end to end (a few cache lines for nearly every flow there is), after a look at the entry
@@ -45,9 +46,10 @@ impl Peers {
     pub fn write(&mut self, named: IpAddr, leads_to: IpAddr, port: u16) {
         self.writes += 1;
         let written = self.writes;
-        let is_recent = self.addresses.get(self.recent).is_some_and(|a| a.named == named);
+        let is_it = |a: &Address| a.named == named && a.leads_to == leads_to;
+        let is_recent = self.addresses.get(self.recent).is_some_and(is_it);
         if !is_recent {
-            self.recent = match self.addresses.iter().position(|a| a.named == named) {
+            self.recent = match self.addresses.iter().position(is_it) {
                 Some(at) => at,
                 None if self.addresses.len() < MOST => {
                     self.addresses.push(Address { named, leads_to, port, written });

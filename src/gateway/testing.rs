@@ -39,6 +39,10 @@ impl<Id, To> Sent<Id, To> {
 /// Keeps what it is given.
 #[derive(Default)]
 pub struct FakeHost {
+    /// Connects: whose, where to, hop limit.
+    pub tcp: Vec<(TcpId, SocketAddr, Option<u8>)>,
+    /// Connects to the forwarder.
+    pub tcp_dns: Vec<TcpId>,
     pub udp: Vec<Sent<UdpId, SocketAddr>>,
     pub udp_closed: Vec<UdpId>,
     /// To clients of published ports: way, client, payload, type of service.
@@ -52,8 +56,14 @@ pub struct FakeHost {
 }
 
 impl Host for FakeHost {
-    fn tcp_connect(&mut self, _flow: TcpId, _to: SocketAddr, _hop_limit: Option<u8>) {}
-    fn tcp_connect_dns(&mut self, _flow: TcpId, _asker: Asker) {}
+    fn tcp_connect(&mut self, flow: TcpId, to: SocketAddr, hop_limit: Option<u8>) {
+        self.tcp.push((flow, to, hop_limit));
+    }
+
+    fn tcp_connect_dns(&mut self, flow: TcpId, _asker: Asker) {
+        self.tcp_dns.push(flow);
+    }
+
     fn tcp_keepalive(&mut self, _: TcpId) {}
     fn tcp_close(&mut self, _flow: TcpId, _reset: bool) {}
 
@@ -119,6 +129,11 @@ impl Test {
         self.frame(Offload::default(), &udp_frame(from, to, 8, payload));
     }
 
+    /// The sandbox opens a connection.
+    pub fn syn(&mut self, from: &str, to: &str) {
+        self.frame(Offload::default(), &syn_frame(from, to, 64));
+    }
+
     pub fn dropped(&self, reason: DropReason) -> u64 {
         self.gateway.counters().dropped(reason)
     }
@@ -174,6 +189,29 @@ pub fn echo_frame(from: &str, to: &str, hop_limit: u8, id: u16, seq: u16, data: 
             .ipv6(src.octets(), dst.octets(), hop_limit)
             .icmpv6_echo_request(id, seq)
             .write(&mut frame, data)
+            .unwrap(),
+        _ => panic!("two families"),
+    }
+    frame
+}
+
+/// A frame of the sandbox with a SYN.
+pub fn syn_frame(from: &str, to: &str, hop_limit: u8) -> Vec<u8> {
+    let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
+    let ethernet = PacketBuilder::ethernet2(SANDBOX_MAC.0, network(1500).gateway_mac.0);
+    let mut frame = Vec::new();
+    match (from.ip(), to.ip()) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => ethernet
+            .ipv4(src.octets(), dst.octets(), hop_limit)
+            .tcp(from.port(), to.port(), 1000, 64_000)
+            .syn()
+            .write(&mut frame, &[])
+            .unwrap(),
+        (IpAddr::V6(src), IpAddr::V6(dst)) => ethernet
+            .ipv6(src.octets(), dst.octets(), hop_limit)
+            .tcp(from.port(), to.port(), 1000, 64_000)
+            .syn()
+            .write(&mut frame, &[])
             .unwrap(),
         _ => panic!("two families"),
     }

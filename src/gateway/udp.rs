@@ -42,7 +42,7 @@ use super::{
     link::{Asker, Datagram, Gso, Host, HostError, Link, Peer, PortId, UdpId, Unsent},
     packet::Packet,
 };
-use crate::policy::Refusal;
+use crate::policy::{self, Refusal};
 
 /// Most flows of a sandbox.
 pub const MOST_FLOWS: usize = 4096;
@@ -151,7 +151,8 @@ impl UdpTable {
         link: &mut impl Link,
     ) -> Result<(), DropReason> {
         let udp = parse(packet)?;
-        if udp.dst_port == DHCP_SERVER_PORT && is_for_dhcp_server(segment, packet.dst) {
+        let services = segment.network.behaviour.services;
+        if udp.dst_port == DHCP_SERVER_PORT && services.dhcp && is_for_dhcp_server(segment, packet.dst) {
             return dhcp::handle(segment, packet, link);
         }
         if self.inbound.len() > 0 {
@@ -166,23 +167,30 @@ impl UdpTable {
             }
             dst => dst,
         };
-        // Where names have an address of their own nothing else is there; on the gateway's, other ports are the host's.
-        let to_gateway = segment.network.is_gateway(named);
+        // Where names have an address of their own nothing else is there; on the gateway's, other ports are the host's,
+        // and with the host's own addresses inside they lead where the address leads.
+        let to_host = segment.network.is_host(named);
+        let is_mapped = segment.network.behaviour.mapping.is_some();
+        let is_dns = segment.network.is_dns(named);
         let asks = udp.dst_port == DNS_PORT && segment.network.dns_enabled;
-        if segment.network.is_dns(named) && (asks || !to_gateway) {
+        if is_dns && (asks || !(to_host || is_mapped)) {
             return ask(now, segment, packet, &udp, host, link);
+        }
+        if !services.udp {
+            return Err(DropReason::Disabled);
         }
         if udp.dst_port == 0 {
             return Err(DropReason::Malformed);
         }
         let key = (packet.peer.port, SocketAddr::new(packet.src, udp.src_port));
         let known = self.flows.find(&key);
-        let cached = known.filter(|_| !to_gateway).and_then(|at| self.flows.placed(at)?.1.peers.leads_to(named));
-        let verdict = cached.map_or_else(|| segment.judge(packet.peer.port, named), Ok);
+        let is_fixed = !(to_host || is_dns);
+        let cached = known.filter(|_| is_fixed).and_then(|at| self.flows.placed(at)?.1.peers.leads_to(named));
+        let verdict = cached.map_or_else(|| judge(segment, packet.peer.port, named, udp.dst_port), Ok);
         if verdict == Err(Refusal::Multicast) {
             return Err(DropReason::Multicast);
         }
-        let hop_limit = if to_gateway {
+        let hop_limit = if !segment.network.is_hop_to(named) {
             // A host takes what reaches it with none left (RFC 1122, 3.2.1.7), but no socket sends it.
             packet.hop_limit.max(1)
         } else {
@@ -351,6 +359,15 @@ impl UdpTable {
     }
 }
 
+/// Where datagrams to a service lead. The port stays the same, so the resolver behind the DNS address must have it too.
+fn judge(segment: &Segment, port: PortId, named: IpAddr, to: u16) -> Result<IpAddr, Refusal> {
+    let encrypted = policy::encrypted_dns(&segment.network, SocketAddr::new(named, to));
+    match encrypted.filter(|resolver| resolver.port() == to && resolver.is_ipv4() == named.is_ipv4()) {
+        Some(resolver) => Ok(resolver.ip()),
+        None => segment.judge(port, named),
+    }
+}
+
 /// How many datagrams a payload is, joined ones of `segment` bytes unless that is 0.
 fn datagrams(payload: &[u8], segment: u16) -> u64 {
     if segment == 0 { 1 } else { payload.len().div_ceil(usize::from(segment)) as u64 }
@@ -366,7 +383,7 @@ fn send_answer(
     host: &mut impl Host,
     link: &mut impl Link,
 ) -> Result<(), DropReason> {
-    let hop_limit = if segment.network.is_gateway(packet.dst) {
+    let hop_limit = if !segment.network.is_hop_to(packet.dst) {
         packet.hop_limit.max(1)
     } else {
         icmp::hop_limit_spent(now, segment, packet, link)?;
@@ -443,7 +460,7 @@ fn is_for_dhcp_server(segment: &Segment, dst: IpAddr) -> bool {
     match dst {
         IpAddr::V4(ip) => {
             let layout = segment.network.v4;
-            ip.is_broadcast() || layout.is_some_and(|l| l.gateway == ip || l.subnet.broadcast() == ip)
+            ip.is_broadcast() || layout.is_some_and(|l| l.gateway == ip || l.broadcast() == Some(ip))
         }
         IpAddr::V6(_) => false,
     }
@@ -458,7 +475,10 @@ fn ask(
     host: &mut impl Host,
     link: &mut impl Link,
 ) -> Result<(), DropReason> {
-    if udp.dst_port != DNS_PORT || !segment.network.dns_enabled {
+    if !segment.network.dns_enabled {
+        return Err(DropReason::Refused);
+    }
+    if udp.dst_port != DNS_PORT {
         icmp::send_error(now, segment, packet.peer, None, IcmpError::PortUnreachable, packet.bytes, link);
         return Err(DropReason::Refused);
     }
@@ -478,7 +498,7 @@ fn ask(
 /// How a sandbox is told of a refusal.
 pub(super) fn refusal_error(refusal: Refusal) -> IcmpError {
     match refusal {
-        Refusal::NoHostAddress => IcmpError::NetUnreachable,
+        Refusal::NoHostAddress | Refusal::HostDenied => IcmpError::NetUnreachable,
         Refusal::NotOnSegment => IcmpError::HostUnreachable,
         Refusal::Unspecified
         | Refusal::Loopback
@@ -514,6 +534,7 @@ pub(super) fn offender_as_named(
 ) -> Option<IpAddr> {
     match offender {
         Some(ip) if ip == leads_to => Some(named),
+        offender if segment.network.behaviour.mapping.is_some() => offender,
         Some(ip) if ip.is_loopback() => None,
         Some(IpAddr::V4(ip)) if segment.host.v4 == Some(ip) => None,
         Some(IpAddr::V6(ip)) if segment.host.v6 == Some(ip) => None,

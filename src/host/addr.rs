@@ -1,6 +1,6 @@
 //! Which addresses are the host's own, which source its sockets have, and what an errno means to a sandbox.
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -22,6 +22,16 @@ impl HostAddresses {
     /// Does a datagram to this address stay on the host? Its loopback and its own addresses.
     pub fn is_local(&self, ip: IpAddr) -> bool {
         ip.is_loopback() || self.own.contains(&Some(ip))
+    }
+}
+
+/// A link-local destination is on one interface, where one is known.
+pub(super) fn scoped(to: SocketAddr, interface: Option<u32>) -> SocketAddr {
+    match (to, interface) {
+        (SocketAddr::V6(v6), Some(scope)) if v6.ip().is_unicast_link_local() => {
+            SocketAddrV6::new(*v6.ip(), v6.port(), 0, scope).into()
+        }
+        _ => to,
     }
 }
 
@@ -97,6 +107,16 @@ mod tests {
         }
         for elsewhere in ["192.0.2.8", "2001:db8::1", "0.0.0.0"] {
             assert!(!addresses.is_local(elsewhere.parse().unwrap()), "{elsewhere}");
+        }
+    }
+
+    #[test]
+    fn link_local_destinations_are_on_the_interface_that_is_known() {
+        let at = |to: &str| -> SocketAddr { to.parse().unwrap() };
+        assert_eq!(scoped(at("[fe80::1]:80"), Some(3)), at("[fe80::1%3]:80"));
+        assert_eq!(scoped(at("[fe80::1]:80"), None), at("[fe80::1]:80"));
+        for to in ["[2001:db8::1]:80", "169.254.1.1:80"] {
+            assert_eq!(scoped(at(to), Some(3)), at(to));
         }
     }
 

@@ -122,7 +122,15 @@ impl PingHost {
     }
 
     /// Send an echo request: see [`Host::echo_send`](crate::gateway::link::Host::echo_send).
-    pub fn send(&mut self, flow: EchoId, to: IpAddr, sequence: u16, datagram: Datagram<'_>) -> Result<(), HostError> {
+    /// The destination's port means nothing.
+    pub fn send(
+        &mut self,
+        flow: EchoId,
+        destination: SocketAddr,
+        sequence: u16,
+        datagram: Datagram<'_>,
+    ) -> Result<(), HostError> {
+        let to = destination.ip();
         let local = self.addresses.is_local(to);
         self.socket(flow, to, local)?;
         let outbound = self.outbound.as_ref().filter(|_| !local);
@@ -131,9 +139,7 @@ impl PingHost {
         // The kernel fills in checksum and identifier.
         let [s0, s1] = sequence.to_be_bytes();
         let header = [kind, 0, 0, 0, 0, 0, s0, s1];
-        let sent = socket
-            .prepare(&datagram)
-            .and_then(|()| socket.send(SocketAddr::new(to, 0), [&header, datagram.payload], 0));
+        let sent = socket.prepare(&datagram).and_then(|()| socket.send(destination, [&header, datagram.payload], 0));
         sent.map_err(|error| socket.explain(&error, to, outbound))
     }
 
@@ -291,7 +297,7 @@ mod tests {
         open_group_range();
         for to in ["127.0.0.1", "::1"] {
             let (mut poll, mut pings) = host();
-            pings.send(FLOW, to.parse().unwrap(), 513, DATAGRAM).unwrap();
+            pings.send(FLOW, SocketAddr::new(to.parse().unwrap(), 0), 513, DATAGRAM).unwrap();
             let mut events = mio::Events::with_capacity(4);
             poll.poll(&mut events, Some(Duration::from_secs(5))).unwrap();
             assert!(!events.is_empty(), "no reply from {to}");
@@ -309,7 +315,7 @@ mod tests {
         }
         let (_poll, mut host) = host();
         let outside = "192.0.2.1".parse().unwrap();
-        assert_eq!(host.send(FLOW, outside, 1, DATAGRAM), Err(HostError::NetUnreachable));
+        assert_eq!(host.send(FLOW, SocketAddr::new(outside, 0), 1, DATAGRAM), Err(HostError::NetUnreachable));
     }
 
     #[test]
@@ -319,13 +325,13 @@ mod tests {
         }
         let (_poll, mut host) = host();
         let to = "127.0.0.1".parse().unwrap();
-        assert_eq!(host.send(FLOW, to, 1, DATAGRAM), Err(HostError::Unsupported));
+        assert_eq!(host.send(FLOW, SocketAddr::new(to, 0), 1, DATAGRAM), Err(HostError::Unsupported));
         let notice = host.take_notice().unwrap();
         assert!(notice.contains("ping_group_range does not include group 0"), "{notice}");
-        assert_eq!(host.send(FLOW, to, 2, DATAGRAM), Err(HostError::Unsupported));
+        assert_eq!(host.send(FLOW, SocketAddr::new(to, 0), 2, DATAGRAM), Err(HostError::Unsupported));
         assert_eq!(host.take_notice(), None);
         // Opened meanwhile: works without a restart.
         open_group_range();
-        assert_eq!(host.send(FLOW, to, 3, DATAGRAM), Ok(()));
+        assert_eq!(host.send(FLOW, SocketAddr::new(to, 0), 3, DATAGRAM), Ok(()));
     }
 }

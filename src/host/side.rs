@@ -6,6 +6,7 @@ use std::sync::Arc;
 use mio::Registry;
 use tokio::sync::mpsc;
 
+use super::addr;
 use super::ping::PingHost;
 use super::published::Replies;
 use super::tcp::TcpHost;
@@ -31,6 +32,8 @@ pub struct HostSide {
     /// How many of these may wait.
     most_waiting: usize,
     limits: Limits,
+    /// The index of the interface that link-local destinations are on.
+    interface: Option<u32>,
 }
 
 impl HostSide {
@@ -52,6 +55,7 @@ impl HostSide {
             turns: Vec::new(),
             most_waiting: if network.sharing.is_some() { EVENT_CAPACITY / 8 } else { EVENT_CAPACITY },
             limits,
+            interface: network.behaviour.mapping.as_ref().and_then(|mapping| mapping.interface),
         };
         if network.sharing.is_some() {
             (side.tcp.highest, side.udp.highest) = (limits.highest, limits.highest);
@@ -106,7 +110,7 @@ impl Limits {
 
 impl Host for HostSide {
     fn tcp_connect(&mut self, flow: TcpId, to: SocketAddr, hop_limit: Option<u8>) {
-        self.tcp.connect(flow, to, hop_limit);
+        self.tcp.connect(flow, addr::scoped(to, self.interface), hop_limit);
     }
 
     fn tcp_connect_dns(&mut self, flow: TcpId, asker: Asker) {
@@ -130,7 +134,7 @@ impl Host for HostSide {
     }
 
     fn udp_send(&mut self, flow: UdpId, to: SocketAddr, datagram: Datagram<'_>) -> Result<(), HostError> {
-        self.udp.send(flow, to, datagram)
+        self.udp.send(flow, addr::scoped(to, self.interface), datagram)
     }
 
     fn published_send(&mut self, path: ReplyPath, client: SocketAddr, datagram: Datagram<'_>) -> Result<(), HostError> {
@@ -142,7 +146,7 @@ impl Host for HostSide {
     }
 
     fn echo_send(&mut self, flow: EchoId, to: IpAddr, sequence: u16, datagram: Datagram<'_>) -> Result<(), HostError> {
-        self.ping.send(flow, to, sequence, datagram)
+        self.ping.send(flow, addr::scoped(SocketAddr::new(to, 0), self.interface), sequence, datagram)
     }
 
     fn echo_close(&mut self, flow: EchoId) {

@@ -42,6 +42,16 @@ impl Ipv4Layout {
         let at = |offset: u32| Ipv4Addr::from(base + offset);
         Some(Ipv4Layout { subnet, gateway: at(2), dns: at(3), sandbox: at(100), dhcp_range: (at(100), at(100)) })
     }
+
+    /// The subnet's broadcast address; one of two addresses or a single one has none (RFC 3021).
+    pub fn broadcast(&self) -> Option<Ipv4Addr> {
+        (self.subnet.prefix_len() < 31).then(|| self.subnet.broadcast())
+    }
+
+    /// Is it the first or the last address of the subnet, which are no host's where they mean the subnet and all of it?
+    pub fn is_edge(&self, ip: Ipv4Addr) -> bool {
+        self.broadcast().is_some_and(|broadcast| ip == broadcast || ip == self.subnet.network())
+    }
 }
 
 /// The IPv6 addresses of a network.
@@ -211,8 +221,16 @@ pub struct Mapping {
     pub guest_v4: Option<Ipv4Addr>,
     /// Likewise.
     pub guest_v6: Option<Ipv6Addr>,
-    /// Connections to the network's DNS address, port 853 (RFC 7858), lead here.
+    /// What goes to the network's DNS address, port 853, leads here (RFC 7858; RFC 9250, where the port is the same and
+    /// the family too).
     pub dns_over_tls: Option<SocketAddr>,
+    /// Addresses that the sandbox has besides the endpoint's: nobody answers for them on the link either, and no client
+    /// can be shown under one.
+    #[serde(default)]
+    pub further: Vec<IpAddr>,
+    /// The index of the host's interface that link-local IPv6 destinations are on; without it they are not reached.
+    #[serde(default)]
+    pub interface: Option<u32>,
 }
 
 /// What DHCP, DHCPv6 and router advertisements say besides addresses, routes and MTU.
@@ -250,20 +268,37 @@ impl Network {
         self.gateway_mac.link_local()
     }
 
-    /// Is this one of the gateway's own addresses (not its DNS address)?
+    /// Is this one of the gateway's own addresses (not its DNS address)? Where the sandbox has the host's own addresses
+    /// ([`Behaviour::mapping`]) only the link-local one is.
     pub fn is_gateway(&self, ip: IpAddr) -> bool {
         match ip {
+            ip if self.behaviour.mapping.is_some() => ip == IpAddr::V6(self.gateway_link_local()),
             IpAddr::V4(ip) => self.v4.is_some_and(|l| l.gateway == ip),
             IpAddr::V6(ip) => self.v6.is_some_and(|l| l.gateway == ip) || ip == self.gateway_link_local(),
         }
     }
 
-    /// Is this the address that answers DNS?
+    /// Is this the address that answers DNS? An unspecified one in the layout means that there is none.
     pub fn is_dns(&self, ip: IpAddr) -> bool {
         match ip {
-            IpAddr::V4(ip) => self.v4.is_some_and(|l| l.dns == ip),
-            IpAddr::V6(ip) => self.v6.is_some_and(|l| l.dns == ip),
+            IpAddr::V4(ip) => self.v4.is_some_and(|l| l.dns == ip) && !ip.is_unspecified(),
+            IpAddr::V6(ip) => self.v6.is_some_and(|l| l.dns == ip) && !ip.is_unspecified(),
         }
+    }
+
+    /// Does this address stand for the host itself: the gateway's, or one that is mapped?
+    pub fn is_host(&self, ip: IpAddr) -> bool {
+        self.is_gateway(ip)
+            || self.behaviour.mapping.as_ref().is_some_and(|mapping| match ip {
+                IpAddr::V4(ip) => [mapping.host_loopback_v4, mapping.guest_v4].contains(&Some(ip)),
+                IpAddr::V6(ip) => [mapping.host_loopback_v6, mapping.guest_v6].contains(&Some(ip)),
+            })
+    }
+
+    /// Is the gateway a hop on the way to this address? Not to its own; and a sandbox that has the host's own addresses
+    /// is where the host is.
+    pub fn is_hop_to(&self, ip: IpAddr) -> bool {
+        self.behaviour.mapping.is_none() && !self.is_gateway(ip) && !self.is_dns(ip)
     }
 }
 

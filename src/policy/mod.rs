@@ -11,6 +11,9 @@
 //! - other addresses of the segment's own subnet are nobody's: they are not looked for outside;
 //! - nor are those of the other networks that this user's sandboxes are on: networks do not reach each other.
 //!
+//! Where the sandbox has the host's own addresses ([`Behaviour::mapping`](crate::plan::Behaviour)) the subnet is the
+//! host's: every address of it, the gateway's too, leads to itself, but for those that are mapped to the host.
+//!
 //! A client of a published port is judged too, when it connects (`--publish-from`); and so is what one sandbox sends
 //! to another where they do not reach each other unasked ([`links`]).
 //!
@@ -18,11 +21,11 @@
 
 pub mod links;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 
-use crate::plan::{Access, HostView, Network, Published};
+use crate::plan::{Access, HostView, Mapping, Network, Published};
 
 /// Why a destination is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +44,8 @@ pub enum Refusal {
     NotOnSegment,
     /// The gateway's address, but the host has no non-loopback address of that family to lead to.
     NoHostAddress,
+    /// The gateway's address, which leads nowhere.
+    HostDenied,
     /// The DNS address, which offers nothing but DNS.
     DnsOnly,
     /// An address of another network.
@@ -62,6 +67,9 @@ pub struct Rules<'a> {
     pub foreign: &'a [IpNet],
 }
 
+/// RFC 7858, 3.1 and RFC 9250, 4.1.1.
+const DNS_OVER_TLS: u16 = 853;
+
 /// The metadata services of AWS, Azure, Google, Oracle (169.254.169.254), AWS ECS, Alibaba, Azure's wire server.
 const METADATA_V4: [Ipv4Addr; 4] = [
     Ipv4Addr::new(169, 254, 169, 254),
@@ -77,9 +85,15 @@ const METADATA_V6: [Ipv6Addr; 2] =
 pub fn judge(rules: &Rules<'_>, destination: IpAddr) -> Result<IpAddr, Refusal> {
     let Rules { network, host, access, foreign } = *rules;
     let metadata_allowed = network.metadata_allowed || access.metadata;
+    if let Some(mapping) = &network.behaviour.mapping {
+        return judge_mapped(network, mapping, destination, metadata_allowed);
+    }
     if network.is_gateway(destination) {
         if is_internal(network) {
             return Err(Refusal::Internal);
+        }
+        if network.behaviour.host_denied {
+            return Err(Refusal::HostDenied);
         }
         return match (destination, network.host_loopback_allowed || access.host_loopback) {
             (IpAddr::V4(_), true) => Ok(Ipv4Addr::LOCALHOST.into()),
@@ -91,9 +105,13 @@ pub fn judge(rules: &Rules<'_>, destination: IpAddr) -> Result<IpAddr, Refusal> 
     if network.is_dns(destination) {
         return Err(Refusal::DnsOnly);
     }
-    match destination {
-        IpAddr::V4(ip) => judge_v4(network, ip, metadata_allowed)?,
-        IpAddr::V6(ip) => judge_v6(network, ip, metadata_allowed)?,
+    judge_address(network, destination, metadata_allowed)?;
+    let on_segment = match destination {
+        IpAddr::V4(ip) => network.v4.is_some_and(|l| l.subnet.contains(&ip)),
+        IpAddr::V6(ip) => ip.is_unicast_link_local() || network.v6.is_some_and(|l| l.subnet.contains(&ip)),
+    };
+    if on_segment {
+        return Err(Refusal::NotOnSegment);
     }
     if is_internal(network) {
         return Err(Refusal::Internal);
@@ -102,6 +120,46 @@ pub fn judge(rules: &Rules<'_>, destination: IpAddr) -> Result<IpAddr, Refusal> 
         return Err(Refusal::Foreign);
     }
     Ok(destination)
+}
+
+/// Where a flow leads out of a sandbox that has the host's own addresses.
+fn judge_mapped(
+    network: &Network,
+    mapping: &Mapping,
+    destination: IpAddr,
+    metadata_allowed: bool,
+) -> Result<IpAddr, Refusal> {
+    let (loopback, guest, own) = match destination {
+        IpAddr::V4(_) => {
+            let own = network.v4.map(|l| IpAddr::V4(l.sandbox));
+            (mapping.host_loopback_v4.map(IpAddr::V4), mapping.guest_v4.map(IpAddr::V4), own)
+        }
+        IpAddr::V6(_) => {
+            let own = network.v6.map(|l| IpAddr::V6(l.sandbox));
+            (mapping.host_loopback_v6.map(IpAddr::V6), mapping.guest_v6.map(IpAddr::V6), own)
+        }
+    };
+    if loopback == Some(destination) {
+        return Ok(if destination.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+    }
+    if guest == Some(destination) {
+        return own.filter(|own| !own.is_unspecified()).ok_or(Refusal::NoHostAddress);
+    }
+    judge_address(network, destination, metadata_allowed)?;
+    match destination {
+        IpAddr::V6(ip)
+            if network.is_gateway(destination) || (ip.is_unicast_link_local() && mapping.interface.is_none()) =>
+        {
+            Err(Refusal::NotOnSegment)
+        }
+        _ => Ok(destination),
+    }
+}
+
+/// Where a flow to the DNS address leads that is not for its forwarder: to the resolver behind it, over TLS or QUIC.
+pub fn encrypted_dns(network: &Network, destination: SocketAddr) -> Option<SocketAddr> {
+    let resolver = network.behaviour.mapping.as_ref()?.dns_over_tls?;
+    (destination.port() == DNS_OVER_TLS && network.is_dns(destination.ip())).then_some(resolver)
 }
 
 fn is_internal(network: &Network) -> bool {
@@ -115,6 +173,14 @@ pub fn may_connect(published: &Published, client: IpAddr) -> bool {
     published.from.is_empty() || client.is_loopback() || published.from.iter().any(|from| from.contains(&client))
 }
 
+/// Can anything lead to this address at all?
+fn judge_address(network: &Network, ip: IpAddr, metadata_allowed: bool) -> Result<(), Refusal> {
+    match ip {
+        IpAddr::V4(ip) => judge_v4(network, ip, metadata_allowed),
+        IpAddr::V6(ip) => judge_v6(ip, metadata_allowed),
+    }
+}
+
 fn judge_v4(network: &Network, ip: Ipv4Addr, metadata_allowed: bool) -> Result<(), Refusal> {
     if ip.octets()[0] == 0 {
         return Err(Refusal::Unspecified);
@@ -122,19 +188,16 @@ fn judge_v4(network: &Network, ip: Ipv4Addr, metadata_allowed: bool) -> Result<(
     if ip.is_loopback() {
         return Err(Refusal::Loopback);
     }
-    if ip.is_multicast() || ip.is_broadcast() || network.v4.is_some_and(|l| l.subnet.broadcast() == ip) {
+    if ip.is_multicast() || ip.is_broadcast() || network.v4.is_some_and(|l| l.broadcast() == Some(ip)) {
         return Err(Refusal::Multicast);
     }
     if !metadata_allowed && METADATA_V4.contains(&ip) {
         return Err(Refusal::Metadata);
     }
-    if network.v4.is_some_and(|l| l.subnet.contains(&ip)) {
-        return Err(Refusal::NotOnSegment);
-    }
     Ok(())
 }
 
-fn judge_v6(network: &Network, ip: Ipv6Addr, metadata_allowed: bool) -> Result<(), Refusal> {
+fn judge_v6(ip: Ipv6Addr, metadata_allowed: bool) -> Result<(), Refusal> {
     if ip.is_unspecified() {
         return Err(Refusal::Unspecified);
     }
@@ -150,9 +213,6 @@ fn judge_v6(network: &Network, ip: Ipv6Addr, metadata_allowed: bool) -> Result<(
     }
     if !metadata_allowed && METADATA_V6.contains(&ip) {
         return Err(Refusal::Metadata);
-    }
-    if ip.is_unicast_link_local() || network.v6.is_some_and(|l| l.subnet.contains(&ip)) {
-        return Err(Refusal::NotOnSegment);
     }
     Ok(())
 }

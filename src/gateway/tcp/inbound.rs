@@ -38,8 +38,9 @@ use super::device::{self, Wire};
 use super::flow::OpenFlow;
 use super::wire::{self, HeldSyn};
 use super::{HALF_OPEN_LIMIT, Key, RING_BYTES, State, TcpTable, clock, interface};
-use crate::gateway::link::{Link, Peer, PortId, TcpId};
-use crate::gateway::{Segment, counters::DropReason, kept::can_be_a_client, packet::Packet};
+use crate::gateway::kept::{can_be_a_client, stand_in};
+use crate::gateway::link::{Link, Peer, PortId, Service, TcpId};
+use crate::gateway::{Segment, counters::DropReason, packet::Packet};
 use crate::sys::tcp_slot::TcpSlot;
 
 /// How many of the gateway's ports are tried when the client's is taken.
@@ -66,9 +67,12 @@ impl TcpTable {
         segment: &mut Segment,
         port: PortId,
         client: SocketAddr,
-        sandbox_port: u16,
+        service: Service,
         link: &mut impl Link,
     ) -> Result<TcpId, DropReason> {
+        if !segment.network.behaviour.services.tcp {
+            return Err(DropReason::Disabled);
+        }
         if self.dialing.of(port) >= HALF_OPEN_LIMIT {
             return Err(DropReason::HalfOpenLimit);
         }
@@ -77,16 +81,15 @@ impl TcpTable {
         }
         let endpoint = segment.ports.get(&port).ok_or(DropReason::NoFlow)?;
         let peer = Peer { port, mac: endpoint.mac };
-        let address = |ip: Option<IpAddr>| ip.map(|ip| SocketAddr::new(ip, sandbox_port));
-        let v4 = address(segment.network.v4.and(endpoint.v4).map(IpAddr::V4));
-        let v6 = address(segment.network.v6.and(endpoint.v6).map(IpAddr::V6));
+        let v4 = service.through_link(segment.network.v4.and(endpoint.v4).map(IpAddr::V4), true);
+        let v6 = service.through_link(segment.network.v6.and(endpoint.v6).map(IpAddr::V6), false);
         // Without an interface: inside there is only one link.
         let client = SocketAddr::new(client.ip().to_canonical(), client.port());
         let (same, other) = if client.is_ipv4() { (v4, v6) } else { (v6, v4) };
         let (key, other) = match same {
             Some(from) if can_be_a_client(segment, client.ip()) => (Key { port, from, to: client }, other),
-            Some(from) => (self.stand_in(segment, port, from, client.port())?, other),
-            None => (self.stand_in(segment, port, other.ok_or(DropReason::Family)?, client.port())?, None),
+            Some(from) => (self.stand_in(segment, port, from, client)?, other),
+            None => (self.stand_in(segment, port, other.ok_or(DropReason::Family)?, client)?, None),
         };
         if self.by_key.contains_key(&key) {
             return Err(DropReason::FlowLimit);
@@ -141,15 +144,17 @@ impl TcpTable {
     }
 
     /// A name in which the gateway itself is the client.
-    fn stand_in(&self, segment: &Segment, port: PortId, from: SocketAddr, client_port: u16) -> Result<Key, DropReason> {
-        let gateway = match from {
-            SocketAddr::V4(_) => segment.network.v4.map(|l| IpAddr::V4(l.gateway)),
-            SocketAddr::V6(_) => segment.network.v6.map(|l| IpAddr::V6(l.gateway)),
-        };
-        let gateway = gateway.ok_or(DropReason::Family)?;
+    fn stand_in(
+        &self,
+        segment: &Segment,
+        port: PortId,
+        from: SocketAddr,
+        client: SocketAddr,
+    ) -> Result<Key, DropReason> {
+        let gateway = stand_in(segment, client.ip(), from.is_ipv4()).ok_or(DropReason::Family)?;
         let (first, count) = EPHEMERAL;
         let any = |n| first + (self.secret.hash_one((self.flows_seen, n)) % count) as u16;
-        std::iter::once(client_port)
+        std::iter::once(client.port())
             .chain((0..PORT_TRIES).map(any))
             .map(|to| Key { port, from, to: SocketAddr::new(gateway, to) })
             .find(|key| !self.by_key.contains_key(key) && !self.time_wait.contains_key(key))
@@ -212,7 +217,7 @@ impl TcpTable {
     /// Refused on one family: try the other.
     fn dial_other(&mut self, now: Instant, segment: &mut Segment, id: TcpId, other: SocketAddr, link: &mut impl Link) {
         let old = self.flows[id.index as usize].key;
-        match self.stand_in(segment, old.port, other, old.to.port()) {
+        match self.stand_in(segment, old.port, other, old.to) {
             Ok(key) => {
                 tracing::debug!("{} refused {}; {other} is tried in the gateway's name", old.from, old.to);
                 self.by_key.remove(&old);

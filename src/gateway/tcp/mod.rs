@@ -311,15 +311,16 @@ impl TcpTable {
     ) -> Result<(), DropReason> {
         let dns = key.to.port() == 53 && segment.network.dns_enabled && segment.network.is_dns(key.to.ip());
         let destination = if dns {
-            key.to.ip()
+            key.to
         } else {
-            match segment.judge(key.port, key.to.ip()) {
-                Ok(ip) => ip,
+            match segment.judge_service(key.port, key.to) {
+                Ok(destination) => destination,
                 Err(refusal) => return Err(refuse(now, segment, refusal, packet, tcp, link)),
             }
         };
-        let for_gateway = dns || segment.network.is_gateway(key.to.ip());
-        if packet.hop_limit <= 1 && !for_gateway {
+        let for_gateway = dns || segment.network.is_host(key.to.ip());
+        let is_hop = segment.network.is_hop_to(key.to.ip());
+        if packet.hop_limit <= 1 && is_hop {
             icmp::send_error(now, segment, packet.peer, None, IcmpError::HopLimitExceeded, packet.bytes, link);
             return Err(DropReason::HopLimit);
         }
@@ -337,8 +338,9 @@ impl TcpTable {
             host.tcp_connect_dns(id, Asker { peer: packet.peer, from: key.from, to: key.to.ip() });
         } else {
             const USUAL_HOP_LIMIT: u8 = 64;
-            let hop_limit = (packet.hop_limit != USUAL_HOP_LIMIT && !for_gateway).then(|| packet.hop_limit - 1);
-            host.tcp_connect(id, SocketAddr::new(destination, key.to.port()), hop_limit);
+            let is_usual = packet.hop_limit == USUAL_HOP_LIMIT || for_gateway;
+            let hop_limit = (!is_usual).then(|| packet.hop_limit.saturating_sub(u8::from(is_hop)).max(1));
+            host.tcp_connect(id, destination, hop_limit);
         }
         Ok(())
     }
@@ -759,7 +761,7 @@ pub enum Outcome {
 /// Can this address be anybody's own?
 fn is_somebody(segment: &Segment, address: IpAddr) -> bool {
     let broadcast = match address {
-        IpAddr::V4(ip) => ip.is_broadcast() || segment.network.v4.is_some_and(|l| l.subnet.broadcast() == ip),
+        IpAddr::V4(ip) => ip.is_broadcast() || segment.network.v4.is_some_and(|l| l.broadcast() == Some(ip)),
         IpAddr::V6(_) => false,
     };
     !(address.is_multicast() || address.is_unspecified() || broadcast)
@@ -787,6 +789,7 @@ fn refuse(
 ) -> DropReason {
     let error = match refusal {
         Refusal::Multicast => return DropReason::Multicast,
+        Refusal::DnsOnly if !segment.network.dns_enabled => return DropReason::Refused,
         Refusal::DnsOnly => {
             wire::refuse(segment, packet, tcp, link);
             return DropReason::Refused;
