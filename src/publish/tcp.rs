@@ -17,8 +17,9 @@
 //!   open ([`splice`](super::splice)) ── both ways ended: closed; broken: reset
 //! ```
 //!
-//! The goals of a local client are the sandbox's loopback addresses and then its own, the client's family first; of
-//! a sandbox that reaches out, the host's two loopback addresses. On a loopback most of this is over at once: the
+//! The goals of a local client are the sandbox's loopback addresses and then its own, the client's family first, or what
+//! the network ([`LocalClients`]) or the port wants instead; of a sandbox that reaches out, the host's two loopback
+//! addresses. Where local clients go through the link they are clients like any other. On a loopback most of this is over at once: the
 //! connect is asked for a second time, as in [`host::tcp`](crate::host::tcp), and a connection that is accepted is
 //! usually open, with its first bytes on their way, before the next wait.
 //!
@@ -50,7 +51,7 @@ use super::{Pools, Surroundings, proxy};
 use crate::datapath::commands::{FlowInfo, FlowKind};
 use crate::datapath::tokens;
 use crate::gateway::link::PortId;
-use crate::plan::{Endpoint, Published, PublishedKey, Reached};
+use crate::plan::{Behaviour, Endpoint, LocalClients, Published, PublishedKey, Reached};
 use crate::policy;
 use crate::sys::splice::accept;
 
@@ -440,8 +441,13 @@ impl TcpSide {
         let Surroundings { gateway, host, links } = around;
         let listener = &self.listeners[place];
         let port = listener.port;
-        let (kind, to, first) = match &listener.leads {
-            Leads::Outside(reached) => (FlowKind::Reach, reached.host_port, Vec::new()),
+        let Behaviour { services, local_clients, .. } = gateway.network().behaviour;
+        if !services.tcp {
+            self.stats.dropped += 1;
+            return;
+        }
+        let (kind, goals, first) = match &listener.leads {
+            Leads::Outside(reached) => (FlowKind::Reach, loopback(client, reached.host_port), Vec::new()),
             Leads::Inside(published) => {
                 if !policy::may_connect(published, client.ip()) {
                     self.stats.not_allowed += 1;
@@ -454,9 +460,8 @@ impl TcpSide {
                     }
                     None => Vec::new(),
                 };
-                let to = published.sandbox_port;
-                if !client.ip().is_loopback() {
-                    match gateway.open_published(now, port, client, to, links) {
+                if !client.ip().is_loopback() || local_clients == LocalClients::Link {
+                    match gateway.open_published(now, port, client, &**published, links) {
                         Ok(flow) => match host.tcp.adopt(flow, socket, first) {
                             Ok(()) => self.stats.through_link += 1,
                             Err(error) => {
@@ -468,10 +473,9 @@ impl TcpSide {
                     }
                     return;
                 }
-                (FlowKind::Spliced, to, first)
+                (FlowKind::Spliced, goals(client, published, local_clients, gateway.endpoint(port)), first)
             }
         };
-        let goals = goals(kind, client, to, gateway.endpoint(port));
         let opening = Opening { accepted: Some(socket), goals, current: 0, first, connecting: None };
         self.next_generation = self.next_generation.wrapping_add(1);
         *self.counts.entry(port).or_default() += 1;
@@ -480,7 +484,7 @@ impl TcpSide {
             port,
             kind,
             client,
-            goal: SocketAddr::new(client.ip(), to),
+            goal: goals[0].unwrap_or(client),
             state: State::Opening(Box::new(opening)),
             queued: false,
         });
@@ -725,11 +729,17 @@ impl Opening {
     }
 }
 
-/// Where a connection may lead, in the order in which it is tried: first the client's own family.
-fn goals(kind: FlowKind, client: SocketAddr, to: u16, endpoint: Option<&Endpoint>) -> Goals {
-    let at = |ip: Option<IpAddr>| ip.map(|ip| SocketAddr::new(ip, to));
-    let (v4, v6) = (at(Some(Ipv4Addr::LOCALHOST.into())), at(Some(Ipv6Addr::LOCALHOST.into())));
-    let endpoint = endpoint.filter(|_| kind != FlowKind::Reach);
+/// Where a local client's connection may lead, in the order in which it is tried: first the client's own family.
+fn goals(client: SocketAddr, published: &Published, ways: LocalClients, endpoint: Option<&Endpoint>) -> Goals {
+    let at = |ip: Option<IpAddr>| ip.map(|ip| SocketAddr::new(ip, published.sandbox_port));
+    if published.sandbox_address.is_some() {
+        return [at(published.sandbox_address), None, None, None];
+    }
+    let to_loopback = !matches!(ways, LocalClients::OwnAddress | LocalClients::Link);
+    let to_own = ways != LocalClients::LoopbackOnly;
+    let endpoint = endpoint.filter(|_| to_own);
+    let v4 = at(to_loopback.then_some(Ipv4Addr::LOCALHOST.into()));
+    let v6 = at(to_loopback.then_some(Ipv6Addr::LOCALHOST.into()));
     let own_v4 = at(endpoint.and_then(|endpoint| endpoint.v4).map(IpAddr::V4));
     let own_v6 = at(endpoint.and_then(|endpoint| endpoint.v6).map(IpAddr::V6));
     let mut goals = match client {
@@ -739,6 +749,15 @@ fn goals(kind: FlowKind, client: SocketAddr, to: u16, endpoint: Option<&Endpoint
     // The first `None` is the end.
     goals.sort_by_key(Option::is_none);
     goals
+}
+
+/// The host's loopback addresses, that of the client's family first.
+fn loopback(client: SocketAddr, port: u16) -> Goals {
+    let both = [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))];
+    match (both, client) {
+        ([v4, v6], SocketAddr::V4(_)) => [Some(v4), Some(v6), None, None],
+        ([v4, v6], SocketAddr::V6(_)) => [Some(v6), Some(v4), None, None],
+    }
 }
 
 /// Was there nobody, so that another address may do?

@@ -15,7 +15,7 @@ use crate::datapath::links::Links;
 use crate::gateway::Gateway;
 use crate::host::HostSide;
 use crate::host::testing::in_namespace;
-use crate::plan::{HostView, MacAddr, Origin};
+use crate::plan::{HostView, MacAddr, Network, Origin};
 use crate::publish::{Publishing, inside};
 use crate::sys::scm;
 
@@ -25,6 +25,22 @@ const ID: &str = "0123456789ab";
 const OWN: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 77);
 /// Longest that anything here may take.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// A sandbox's port at a host address, for these clients.
+fn published(host: SocketAddr, sandbox_port: u16, from: &[&str]) -> Published {
+    Published {
+        sandbox: ID.to_owned(),
+        protocol: crate::plan::Protocol::Tcp,
+        host,
+        dual_stack: false,
+        sandbox_port,
+        sandbox_address: None,
+        proxy: None,
+        from: from.iter().map(|from| from.parse().unwrap()).collect(),
+        spec: sandbox_port.to_string(),
+        origin: Origin::Option,
+    }
+}
 
 /// A worker that does nothing but publish.
 struct Test {
@@ -45,10 +61,20 @@ impl Test {
         test
     }
 
+    /// With an agent, on a network of that behaviour.
+    fn behaving(behaviour: Behaviour) -> Test {
+        let mut test = Test::on(Network { behaviour, ..crate::gateway::emit::testing::network(65520) });
+        test.add_agent();
+        test
+    }
+
     fn without_agent() -> Test {
+        Test::on(crate::gateway::emit::testing::network(65520))
+    }
+
+    fn on(network: Network) -> Test {
         let poll = Poll::new().unwrap();
         let waker = Arc::new(Waker::new(poll.registry(), tokens::COMMAND).unwrap());
-        let network = crate::gateway::emit::testing::network(65520);
         let view = HostView::default();
         let host = HostSide::new(poll.registry(), &network, &view, mpsc::channel(8).0).unwrap();
         let mut gateway = Gateway::new(Instant::now(), network, view);
@@ -85,19 +111,7 @@ impl Test {
         let listener = TcpListener::bind((host, 0)).unwrap();
         listener.set_nonblocking(true).unwrap();
         let host = listener.local_addr().unwrap();
-        let published = Published {
-            sandbox: ID.to_owned(),
-            protocol: crate::plan::Protocol::Tcp,
-            host,
-            dual_stack: false,
-            sandbox_port,
-            sandbox_address: None,
-            proxy: None,
-            from: from.iter().map(|from| from.parse().unwrap()).collect(),
-            spec: sandbox_port.to_string(),
-            origin: Origin::Option,
-        };
-        self.publishing.publish(PORT, vec![(published, listener.into())]).unwrap();
+        self.publishing.publish(PORT, vec![(published(host, sandbox_port, from), listener.into())]).unwrap();
         host
     }
 
@@ -399,19 +413,80 @@ fn goals_begin_with_the_clients_family() {
         v6: Some("fd00::100".parse().unwrap()),
         ..Endpoint::default()
     };
-    let order = |kind, client: &str, endpoint: Option<&Endpoint>| -> Vec<String> {
-        let goals = goals(kind, SocketAddr::new(client.parse().unwrap(), 1), 80, endpoint);
-        goals.iter().flatten().map(|goal| goal.to_string()).collect()
-    };
-    let spliced = FlowKind::Spliced;
+    let names = |goals: Goals| -> Vec<String> { goals.iter().flatten().map(|goal| goal.to_string()).collect() };
+    let client = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 1);
+    let mut published = published("192.0.2.1:80".parse().unwrap(), 80, &[]);
+    let order = |ways, ip: &str, endpoint| names(goals(client(ip), &published, ways, Some(endpoint)));
+    let any = LocalClients::Loopback;
     let from_v4 = ["127.0.0.1:80", "[::1]:80", "10.0.2.100:80", "[fd00::100]:80"];
-    assert_eq!(order(spliced, "127.9.9.9", Some(&endpoint)), from_v4);
+    assert_eq!(order(any, "127.9.9.9", &endpoint), from_v4);
     let from_v6 = ["[::1]:80", "[fd00::100]:80", "127.0.0.1:80", "10.0.2.100:80"];
-    assert_eq!(order(spliced, "::1", Some(&endpoint)), from_v6);
+    assert_eq!(order(any, "::1", &endpoint), from_v6);
     let without_v6 = Endpoint { v6: None, ..endpoint.clone() };
-    assert_eq!(order(spliced, "::1", Some(&without_v6)), ["[::1]:80", "127.0.0.1:80", "10.0.2.100:80"]);
-    assert_eq!(order(FlowKind::Reach, "127.0.0.1", Some(&endpoint)), ["127.0.0.1:80", "[::1]:80"]);
-    assert_eq!(order(FlowKind::Reach, "::1", Some(&endpoint)), ["[::1]:80", "127.0.0.1:80"]);
+    assert_eq!(order(any, "::1", &without_v6), ["[::1]:80", "127.0.0.1:80", "10.0.2.100:80"]);
+    assert_eq!(order(LocalClients::LoopbackOnly, "127.0.0.1", &endpoint), ["127.0.0.1:80", "[::1]:80"]);
+    assert_eq!(order(LocalClients::LoopbackOnly, "::1", &endpoint), ["[::1]:80", "127.0.0.1:80"]);
+    assert_eq!(order(LocalClients::OwnAddress, "127.0.0.1", &endpoint), ["10.0.2.100:80", "[fd00::100]:80"]);
+    assert_eq!(order(LocalClients::OwnAddress, "::1", &without_v6), ["10.0.2.100:80"]);
+    published.sandbox_address = "10.0.2.15".parse().ok();
+    for ways in [any, LocalClients::LoopbackOnly, LocalClients::OwnAddress] {
+        assert_eq!(names(goals(client("::1"), &published, ways, Some(&endpoint))), ["10.0.2.15:80"]);
+    }
+    assert_eq!(names(loopback(client("127.0.0.1"), 80)), ["127.0.0.1:80", "[::1]:80"]);
+    assert_eq!(names(loopback(client("::1"), 80)), ["[::1]:80", "127.0.0.1:80"]);
+}
+
+#[test]
+fn the_network_says_which_way_local_clients_take() {
+    for (ways, at, spliced) in [
+        (LocalClients::LoopbackOnly, "127.0.0.1", true),
+        (LocalClients::LoopbackOnly, "127.0.0.77", false),
+        (LocalClients::OwnAddress, "127.0.0.77", true),
+        (LocalClients::OwnAddress, "127.0.0.1", false),
+    ] {
+        let mut test = Test::behaving(Behaviour { local_clients: ways, ..Behaviour::default() });
+        let (listener, port) = listen(at);
+        let host = test.publish("127.0.0.1", port);
+        if spliced {
+            test.connected(host, &listener);
+        } else {
+            let client = TcpStream::connect(host).unwrap();
+            test.until(|tcp| tcp.stats().refused == 1);
+            drop(client);
+        }
+        assert_eq!((test.stats().spliced, test.stats().refused), (u64::from(spliced), u64::from(!spliced)), "{at}");
+    }
+    let mut test = Test::behaving(Behaviour { local_clients: LocalClients::Link, ..Behaviour::default() });
+    let (_listener, port) = listen("127.0.0.1");
+    let host = test.publish("127.0.0.1", port);
+    let _client = TcpStream::connect(host).unwrap();
+    test.until(|tcp| tcp.stats().through_link == 1);
+    assert_eq!((test.stats().spliced, test.gateway.flows().0), (0, 1));
+}
+
+#[test]
+fn a_port_may_lead_to_another_address_than_the_sandboxs_own() {
+    let mut test = Test::new();
+    let (listener, port) = listen("127.0.0.55");
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let host = socket.local_addr().unwrap();
+    let leading = Published { sandbox_address: "127.0.0.55".parse().ok(), ..published(host, port, &[]) };
+    test.publishing.publish(PORT, vec![(leading, socket.into())]).unwrap();
+    test.connected(host, &listener);
+    assert_eq!(test.stats().spliced, 1);
+}
+
+#[test]
+fn where_tcp_is_switched_off_a_client_is_reset() {
+    let mut off = Behaviour::default();
+    off.services.tcp = false;
+    let mut test = Test::behaving(off);
+    let (_listener, port) = listen("127.0.0.1");
+    let host = test.publish("127.0.0.1", port);
+    let _client = TcpStream::connect(host).unwrap();
+    test.until(|tcp| tcp.stats().dropped == 1);
+    assert_eq!(test.stats().spliced, 0);
 }
 
 #[test]

@@ -31,7 +31,7 @@ use super::{BATCH, BUDGET, Leads, MOST_ERRORS, Origin, Parcel, UdpSide, front_of
 use crate::datapath::tokens;
 use crate::gateway::flows::Idle;
 use crate::gateway::link::PortId;
-use crate::plan::Endpoint;
+use crate::plan::{Endpoint, LocalClients, Published};
 use crate::sys::dgram::{self, Batch, SocketOption};
 
 /// Most bytes that wait for a socket.
@@ -165,7 +165,8 @@ impl UdpSide {
             let Some((origin, detour)) = self.flows.look(index as usize) else { return };
             let (origin, port) = (*origin, PortId(detour.port));
             let Some(front) = self.fronts.get(origin.front as usize) else { return };
-            let to = candidate(&front.leads, around.gateway.endpoint(port), origin.client.is_ipv4(), detour.next);
+            let ways = around.gateway.network().behaviour.local_clients;
+            let to = candidate(&front.leads, ways, around.gateway.endpoint(port), origin.client.is_ipv4(), detour.next);
             let Some(to) = to else { return self.give_up(now, index, origin, around) };
             let taken = match &front.leads {
                 Leads::In(_) => pools.get_mut(&port).map_or(Taken::Never, |pool| pool.take(kind(to))),
@@ -209,7 +210,10 @@ impl UdpSide {
         let Some((_, detour)) = self.flows.placed(index) else { return };
         let (kept, refused) = (std::mem::take(&mut detour.kept), detour.refused);
         self.end(index);
-        let inward = self.fronts.get(origin.front as usize).is_some_and(|f| matches!(f.leads, Leads::In(_)));
+        // The sandbox's loopback is not found through the link.
+        let may_take_link = around.gateway.network().behaviour.local_clients != LocalClients::LoopbackOnly;
+        let inward =
+            may_take_link && self.fronts.get(origin.front as usize).is_some_and(|f| matches!(f.leads, Leads::In(_)));
         for kept in &kept {
             if inward && !refused {
                 self.send_through_link(now, origin, kept.parcel(), around);
@@ -285,14 +289,28 @@ impl UdpSide {
 }
 
 /// Where a service may listen, by preference: `nth` of them.
-fn candidate(leads: &Leads, endpoint: Option<&Endpoint>, v4: bool, nth: usize) -> Option<SocketAddr> {
-    let (local4, local6) = (Some(Ipv4Addr::LOCALHOST.into()), Some(Ipv6Addr::LOCALHOST.into()));
-    let (own4, own6, port) = match leads {
-        Leads::In(published) => {
-            let own4: Option<IpAddr> = endpoint.and_then(|e| e.v4).map(IpAddr::V4);
-            (own4, endpoint.and_then(|e| e.v6).map(IpAddr::V6), published.sandbox_port)
+fn candidate(
+    leads: &Leads,
+    ways: LocalClients,
+    endpoint: Option<&Endpoint>,
+    v4: bool,
+    nth: usize,
+) -> Option<SocketAddr> {
+    let local = |wanted: bool| {
+        let (local4, local6) = (Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into());
+        (wanted.then_some(local4), wanted.then_some(local6))
+    };
+    let ((local4, local6), own4, own6, port) = match leads {
+        Leads::In(Published { sandbox_address: Some(ip), sandbox_port, .. }) => {
+            return (nth == 0).then(|| SocketAddr::new(*ip, *sandbox_port));
         }
-        Leads::Out(reached) => (None, None, reached.host_port),
+        Leads::In(published) => {
+            let endpoint = endpoint.filter(|_| ways != LocalClients::LoopbackOnly);
+            let own4: Option<IpAddr> = endpoint.and_then(|e| e.v4).map(IpAddr::V4);
+            let to_loopback = !matches!(ways, LocalClients::OwnAddress | LocalClients::Link);
+            (local(to_loopback), own4, endpoint.and_then(|e| e.v6).map(IpAddr::V6), published.sandbox_port)
+        }
+        Leads::Out(reached) => (local(true), None, None, reached.host_port),
     };
     let all = if v4 { [local4, local6, own4, own6] } else { [local6, local4, own6, own4] };
     all.into_iter().flatten().nth(nth).map(|ip| SocketAddr::new(ip, port))

@@ -8,7 +8,8 @@
 //!
 //! - a client on the loopback, which a reached front's always is: past the link. A flow of its own (`detour`) has a
 //!   connected socket on the other side, made inside by the agent or here on the host;
-//! - any other client: through the link with its own address
+//! - any other client, and one on the loopback where the network wants it ([`LocalClients::Link`]): through the link with
+//!   its own address, if that means anything there
 //!   ([`Gateway::handle_published_datagram`](crate::gateway::Gateway::handle_published_datagram)), if it may connect.
 //!   What the sandbox answers waits with the host's sockets for this round
 //!   ([`Replies`](crate::host::published::Replies)). Where no agent makes sockets inside, the loopback's clients go
@@ -42,7 +43,7 @@ use crate::datapath::commands::{FlowInfo, FlowKind};
 use crate::datapath::tokens;
 use crate::gateway::flows::{FlowTable, Idle};
 use crate::gateway::link::{PortId, ReplyPath};
-use crate::plan::{Published, PublishedKey, Reached};
+use crate::plan::{Behaviour, LocalClients, Published, PublishedKey, Reached};
 use crate::policy;
 use crate::sys::dgram::{self, BATCH, Batch, Letter, Message, SocketOption};
 use detour::Detour;
@@ -379,7 +380,13 @@ impl UdpSide {
         let parcel = Parcel { payload: message.payload, segment: message.segment, tos: message.tos };
         self.stats.received += parcel.count();
         let origin = Origin { front: index, client: canonical(message.from), local: message.to };
-        if !origin.client.ip().is_loopback() && matches!(front.leads, Leads::In(_)) {
+        let Behaviour { services, local_clients, .. } = &around.gateway.network().behaviour;
+        if !services.udp {
+            self.stats.dropped += parcel.count();
+            return;
+        }
+        let past_link = origin.client.ip().is_loopback() && *local_clients != LocalClients::Link;
+        if !past_link && matches!(front.leads, Leads::In(_)) {
             return self.send_through_link(now, origin, parcel, around);
         }
         let known = match front.last {
@@ -410,12 +417,11 @@ impl UdpSide {
         }
         let path = ReplyPath { socket: origin.front, generation: front.generation, local: origin.local };
         let Parcel { payload, segment, tos } = parcel;
-        let (port, to) = (front.port, published.sandbox_port);
         around.gateway.handle_published_datagram(
             now,
-            port,
+            front.port,
             origin.client,
-            to,
+            published,
             payload,
             segment,
             tos,

@@ -16,7 +16,7 @@ use crate::gateway::counters::DropReason;
 use crate::gateway::link::{Datagram, Host};
 use crate::host::HostSide;
 use crate::host::testing::in_namespace;
-use crate::plan::{Endpoint, HostView, MacAddr, Origin as Wanted, Protocol};
+use crate::plan::{Endpoint, HostView, MacAddr, Network, Origin as Wanted, Protocol};
 use crate::sys::netlink::Netlink;
 use crate::sys::scm;
 
@@ -35,7 +35,12 @@ struct World {
 
 impl World {
     fn new() -> World {
-        let mut world = World::without_agent();
+        World::behaving(Behaviour::default())
+    }
+
+    /// On a network of that behaviour.
+    fn behaving(behaviour: Behaviour) -> World {
+        let mut world = World::on(Network { behaviour, ..crate::gateway::emit::testing::network(1500) });
         let (ours, theirs) = scm::pair().unwrap();
         fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
         world.publishing.add_agent(PORT, ours).unwrap();
@@ -44,8 +49,11 @@ impl World {
     }
 
     fn without_agent() -> World {
+        World::on(crate::gateway::emit::testing::network(1500))
+    }
+
+    fn on(network: Network) -> World {
         let (poll, now) = (mio::Poll::new().unwrap(), Instant::now());
-        let network = crate::gateway::emit::testing::network(1500);
         let (events, _) = mpsc::channel(8);
         let host = HostSide::new(poll.registry(), &network, &HostView::default(), events).unwrap();
         let mut gateway = Gateway::new(now, network, HostView::default());
@@ -313,6 +321,75 @@ fn a_service_is_found_wherever_it_listens() {
         assert_eq!(world.answer(&client).0, b"two");
         assert_eq!(world.side().stats().dropped, 0);
     }
+}
+
+#[test]
+fn the_network_says_which_way_local_clients_take() {
+    for (ways, service, found) in [
+        (LocalClients::LoopbackOnly, "127.0.0.1:0", true),
+        (LocalClients::LoopbackOnly, "127.0.0.9:0", false),
+        (LocalClients::OwnAddress, "127.0.0.9:0", true),
+        (LocalClients::OwnAddress, "127.0.0.1:0", false),
+    ] {
+        let mut world = World::behaving(Behaviour { local_clients: ways, ..Behaviour::default() });
+        let service = Service::at(service);
+        let front = UdpSocket::bind("127.0.0.1:0").unwrap();
+        world.publish(&front, false, service.port);
+        let client = socket("127.0.0.1:0");
+        client.send_to(b"x", front.local_addr().unwrap()).unwrap();
+        if found {
+            assert_eq!(world.answer(&client).0, b"x");
+        } else {
+            world.until(|world| (world.side().stats().dropped == 1).then_some(()));
+            assert!(service.heard_from.lock().unwrap().is_empty());
+        }
+        assert_eq!(world.gateway.counters().dropped(DropReason::NoRoom), 0);
+    }
+    let mut world = World::behaving(Behaviour { local_clients: LocalClients::Link, ..Behaviour::default() });
+    let service = Service::at("127.0.0.1:0");
+    let front = UdpSocket::bind("127.0.0.1:0").unwrap();
+    world.publish(&front, false, service.port);
+    socket("127.0.0.1:0").send_to(b"x", front.local_addr().unwrap()).unwrap();
+    // This world's link has no room.
+    world.until(|world| (world.gateway.counters().dropped(DropReason::NoRoom) == 1).then_some(()));
+    assert_eq!(world.flows(), 0);
+}
+
+#[test]
+fn the_sandboxs_loopback_is_not_looked_for_through_the_link() {
+    let only = Behaviour { local_clients: LocalClients::LoopbackOnly, ..Behaviour::default() };
+    let mut world = World::on(Network { behaviour: only, ..crate::gateway::emit::testing::network(1500) });
+    let front = UdpSocket::bind("127.0.0.1:0").unwrap();
+    world.publish(&front, false, 7);
+    socket("127.0.0.1:0").send_to(b"x", front.local_addr().unwrap()).unwrap();
+    world.until(|world| (world.side().stats().dropped == 1).then_some(()));
+    assert_eq!(world.gateway.counters().dropped(DropReason::NoRoom), 0);
+}
+
+#[test]
+fn a_port_may_lead_to_another_address_than_the_sandboxs_own() {
+    let (mut world, service) = (World::new(), Service::at("127.0.0.55:0"));
+    let front = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let published = world.publish(&front, false, service.port);
+    let copy = front.try_clone().unwrap();
+    copy.set_nonblocking(true).unwrap();
+    let leading = Published { sandbox_address: "127.0.0.55".parse().ok(), ..published };
+    world.publishing.publish(PORT, vec![(leading, copy.into())]).unwrap();
+    let client = socket("127.0.0.1:0");
+    client.send_to(b"x", front.local_addr().unwrap()).unwrap();
+    assert_eq!(world.answer(&client).0, b"x");
+}
+
+#[test]
+fn where_udp_is_switched_off_nothing_passes() {
+    let mut off = Behaviour::default();
+    off.services.udp = false;
+    let (mut world, service) = (World::behaving(off), Service::at("127.0.0.1:0"));
+    let front = UdpSocket::bind("127.0.0.1:0").unwrap();
+    world.publish(&front, false, service.port);
+    socket("127.0.0.1:0").send_to(b"x", front.local_addr().unwrap()).unwrap();
+    world.until(|world| (world.side().stats().dropped == 1).then_some(()));
+    assert_eq!(world.flows(), 0);
 }
 
 #[test]
