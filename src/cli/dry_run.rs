@@ -251,6 +251,8 @@ fn add_ports(lines: &mut Lines, ports: &Ports) {
         None => {}
         Some(Auto::Loopback) => lines.add("publish", "whatever the sandbox listens at, on the host's loopback"),
         Some(Auto::All) => lines.add("publish", "whatever the sandbox listens at, on all addresses of the host"),
+        Some(Auto::AllV4) => lines.add("publish", "whatever the sandbox listens at, on all IPv4 addresses of the host"),
+        Some(Auto::AllV6) => lines.add("publish", "whatever the sandbox listens at, on all IPv6 addresses of the host"),
     }
     if !ports.from.is_empty() {
         let from: Vec<String> = ports.from.iter().map(|net| net.to_string()).collect();

@@ -1,5 +1,6 @@
 //! Ports: what was asked to be published or reached, and what came of it.
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
@@ -80,6 +81,10 @@ pub struct BindManner {
     pub tolerant: bool,
     /// The address inside that it leads to; `None` means the sandbox's own.
     pub sandbox_address: Option<IpAddr>,
+    /// Each port only while the sandbox listens on it; one that cannot be bound then is left out. Only with as many ports
+    /// of the host as of the sandbox.
+    #[serde(default)]
+    pub following: bool,
 }
 
 /// `-p auto`: follow the sandbox's own listeners.
@@ -90,6 +95,10 @@ pub enum Auto {
     Loopback,
     /// On all addresses of the host (`auto:all`).
     All,
+    /// On all its IPv4 addresses.
+    AllV4,
+    /// On all its IPv6 addresses.
+    AllV6,
 }
 
 /// `--expose PORT[-PORT][/PROTOCOL]`: ports that `-P` publishes.
@@ -138,6 +147,9 @@ pub struct Ports {
     /// What of `reach` cannot be bound inside is left out.
     #[serde(default)]
     pub reach_tolerant: bool,
+    /// Likewise reached, but each only while somebody listens on the host's port.
+    #[serde(default)]
+    pub reach_following: Vec<Reach>,
 }
 
 /// Which listeners are followed.
@@ -151,12 +163,27 @@ pub struct AutoRules {
     pub except: Vec<(Protocol, PortRange)>,
     /// One whose number is taken is left out, instead of being published under another.
     pub same_number: bool,
+    /// Beside those of UDP, the numbers on which TCP listens and is forwarded: protocols that begin over TCP open their
+    /// UDP port too late to be found in time.
+    #[serde(default)]
+    pub udp_as_tcp: bool,
 }
 
 impl Default for AutoRules {
     /// All of them.
     fn default() -> AutoRules {
-        AutoRules { tcp: true, udp: true, except: Vec::new(), same_number: false }
+        AutoRules { tcp: true, udp: true, except: Vec::new(), same_number: false, udp_as_tcp: false }
+    }
+}
+
+impl AutoRules {
+    /// Is this port followed, as far as its number goes?
+    pub fn follows(&self, protocol: Protocol, port: u16) -> bool {
+        let is_wanted = match protocol {
+            Protocol::Tcp => self.tcp,
+            Protocol::Udp => self.udp,
+        };
+        is_wanted && !self.except.iter().any(|(p, range)| *p == protocol && range.contains(port))
     }
 }
 
@@ -171,9 +198,14 @@ impl Ports {
     /// Refuses what cannot all be had: the same port of the host, or of the sandbox's loopback, wanted twice.
     pub fn check(&self) -> Result<(), ClashError> {
         check_specs(&self.publish)?;
-        for (at, reach) in self.reach.iter().enumerate() {
-            let clashes = |other: &&Reach| (other.sandbox_port, other.protocol) == (reach.sandbox_port, reach.protocol);
-            if let Some(other) = self.reach[..at].iter().find(clashes) {
+        self.check_reach()
+    }
+
+    /// Refuses the same port of the sandbox's loopback wanted twice, and published ports that `--reach` leads back to.
+    pub fn check_reach(&self) -> Result<(), ClashError> {
+        let mut taken: HashMap<(Protocol, u16), &Reach> = HashMap::new();
+        for reach in self.reach.iter().chain(&self.reach_following) {
+            if let Some(other) = taken.insert((reach.protocol, reach.sandbox_port), reach) {
                 return Err(ClashError::Twice {
                     whose: "sandbox",
                     port: reach.sandbox_port,
@@ -199,8 +231,8 @@ impl Reach {
     /// Does what this opens inside lead to where the spec listens, and the spec to what this opens?
     fn leads_back(&self, spec: &PublishSpec) -> bool {
         let on_loopback = spec.address.is_none_or(|address| address.is_loopback() || address.is_unspecified());
-        let Some(host) = spec.host else { return false };
-        if spec.protocol != self.protocol || !on_loopback || !(host.first..=host.last).contains(&self.host_port) {
+        let Some(host) = spec.host.filter(|_| !spec.manner.following) else { return false };
+        if spec.protocol != self.protocol || !on_loopback || !host.contains(self.host_port) {
             return false;
         }
         // One port for each, or one of several for the only one.

@@ -136,6 +136,8 @@ pub fn bind_or_near(
     let one = PortRange { first: sandbox_port, last: sandbox_port };
     let (word, addresses): (_, &[Option<IpAddr>]) = match auto {
         Auto::All => ("auto:all", &[None]),
+        Auto::AllV4 => ("auto:all", &[Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED))]),
+        Auto::AllV6 => ("auto:all", &[Some(IpAddr::V6(Ipv6Addr::UNSPECIFIED))]),
         Auto::Loopback => ("auto", &[Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), Some(IpAddr::V6(Ipv6Addr::LOCALHOST))]),
     };
     let at = |port: Option<u16>| -> Result<Vec<Bound>, Refusal> {

@@ -185,6 +185,11 @@ impl PortRange {
         usize::from(self.last.saturating_sub(self.first)) + 1
     }
 
+    /// Is it one of them?
+    pub fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+
     /// They themselves, the lowest first.
     pub fn ports(self) -> impl Iterator<Item = u16> {
         self.first..=self.last
