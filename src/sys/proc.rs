@@ -199,6 +199,34 @@ pub fn adopt_fd(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// Is this number a descriptor that was inherited from outside? One that this program opened is not.
+pub fn is_inherited(number: RawFd) -> bool {
+    // SAFETY: reads a flag of a descriptor number; EBADF when it is not open.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    flags >= 0 && flags & libc::FD_CLOEXEC == 0
+}
+
+/// Have a descriptor pass for one that was inherited, as [`adopt_fd`] wants it.
+pub fn make_inheritable(fd: &impl AsFd) -> io::Result<()> {
+    // SAFETY: sets a flag on a borrowed, and so open, descriptor.
+    Errno::result(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_SETFD, 0) })?;
+    Ok(())
+}
+
+/// End this process by a signal, as if nothing had been done about it (signal(7)): who waits for it sees that. Where the
+/// signal ends nobody, exits with 128 and its number.
+pub fn die_of(signal: i32) -> ! {
+    if let Ok(signal) = Signal::try_from(signal) {
+        let mut only = SigSet::empty();
+        only.add(signal);
+        // SAFETY: the default disposition runs no code of ours.
+        let _ = unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) };
+        let _ = nix::sys::signal::sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&only), None);
+        let _ = nix::sys::signal::raise(signal);
+    }
+    exit_now(128 + signal)
+}
+
 /// Give memory that planning used back to the kernel (malloc_trim(3); glibc only).
 pub fn trim_memory() {
     #[cfg(target_env = "gnu")]
