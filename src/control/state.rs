@@ -20,8 +20,8 @@
 //! the same root and must not find the outer ones, hence the inode.
 //!
 //! The root is `$XDG_RUNTIME_DIR/tapline`, where that variable names a directory of ours; otherwise
-//! `/tmp/tapline-<uid>`, which is used only when it is a real directory (no symbolic link), ours, and closed to
-//! everyone else, because anybody can make names in /tmp. Sandboxes are *registered* in the first root that can be
+//! `/tmp/tapline-<uid>`, with the uid outside of the caller's user namespace, which is used only when it is a real
+//! directory (no symbolic link), ours, and closed to everyone else, because anybody can make names in /tmp. Sandboxes are *registered* in the first root that can be
 //! used and *looked for* in both: logind removes the runtime directory when a session ends, while the sandboxes
 //! of that session may live on, and a shell from cron has no such variable. When a supervisor finds its own
 //! directory gone it makes it again, in whichever root can be used then ([`Registration::publish`],
@@ -166,7 +166,8 @@ impl StateDir {
     pub fn open() -> Result<StateDir> {
         let netns = fs::metadata("/proc/self/ns/net").map_err(failed("look at", "/proc/self/ns/net"))?.ino();
         let uid = nix::unistd::geteuid().as_raw();
-        let fallback = PathBuf::from(format!("/tmp/tapline-{uid}"));
+        let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        let fallback = PathBuf::from(format!("/tmp/tapline-{}", outer_uid(&map, uid)));
         StateDir::at(std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), fallback, netns)
     }
 
@@ -467,6 +468,19 @@ fn check_private_dir(path: &Path) -> Result<(), String> {
         return Err(format!("is open to others (mode {:04o})", meta.mode() & 0o7777));
     }
     Ok(())
+}
+
+/// The user that `uid` is outside of this user namespace, by its map (user_namespaces(7)). In a namespace of Podman's
+/// everybody is root, and root's directory in /tmp is somebody else's.
+fn outer_uid(map: &str, uid: u32) -> u32 {
+    let ranges = map.lines().filter_map(|line| {
+        let mut numbers = line.split_whitespace().map(|word| word.parse::<u32>().ok());
+        Some((numbers.next()??, numbers.next()??, numbers.next()??))
+    });
+    let mut outside = ranges.filter_map(|(inner, outer, length)| {
+        uid.checked_sub(inner).filter(|offset| *offset < length).and_then(|offset| outer.checked_add(offset))
+    });
+    outside.next().unwrap_or(uid)
 }
 
 fn check_owner_and_mode(meta: &fs::Metadata) -> Result<(), String> {

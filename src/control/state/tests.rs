@@ -376,3 +376,16 @@ fn who_comes_when_everything_was_just_removed_waits_for_those_who_live() {
     drop(dir.register("ba9876543210", "other").unwrap());
     assert!(begun.elapsed() < std::time::Duration::from_secs(1));
 }
+
+#[test]
+fn the_directory_in_tmp_is_that_of_the_user_outside() {
+    for (map, uid, outside) in [
+        ("         0          0 4294967295\n", 1001, 1001),
+        ("0 1001 1\n1 100000 65536\n", 0, 1001),
+        ("0 1001 1\n1 100000 65536\n", 7, 100006),
+        ("0 1001 1\n", 5, 5),
+        ("", 5, 5),
+    ] {
+        assert_eq!(outer_uid(map, uid), outside, "{map}");
+    }
+}
