@@ -132,7 +132,17 @@ impl AttachArgs {
 
     /// Does it.
     pub fn execute(self) -> Result<i32, Failure> {
-        let (mut plan, warnings) = self.plan()?;
+        let planned = self.plan()?;
+        self.execute_plan(planned)
+    }
+
+    /// Does it for a sandbox of this id.
+    pub fn execute_as(self, id: String) -> Result<i32, Failure> {
+        let (plan, warnings) = self.plan()?;
+        self.execute_plan((plan::Attach { id, ..plan }, warnings))
+    }
+
+    fn execute_plan(self, (mut plan, warnings): (plan::Attach, Vec<String>)) -> Result<i32, Failure> {
         if let Some(format) = self.dry_run {
             output::print(&dry_run::attach(&plan, &warnings, format)?)?;
             return Ok(0);

@@ -78,7 +78,8 @@ pub fn merge(mut typed: Vec<OsString>, verb: &str, found: Vec<OsString>) -> Resu
     Ok(both)
 }
 
-fn subcommand<'c>(description: &'c Command, verb: &str) -> &'c Command {
+/// A subcommand's description.
+pub fn subcommand<'c>(description: &'c Command, verb: &str) -> &'c Command {
     // Asked only for the names in TABLES and those that clap has matched.
     description.find_subcommand(verb).unwrap_or(description)
 }
@@ -88,11 +89,13 @@ fn is_overruled(given: &ArgMatches, key: &str) -> bool {
     options::is_given(given, key) || options::is_contradicted(given, key)
 }
 
-fn option<'c>(verb: &'c Command, key: &str) -> Option<&'c Arg> {
+/// The option that a key means.
+pub fn option<'c>(verb: &'c Command, key: &str) -> Option<&'c Arg> {
     verb.get_arguments().find(|arg| arg.get_long() == Some(key)).filter(|_| !NOT_IN_FILE.contains(&key))
 }
 
-fn keys(verb: &Command) -> impl Iterator<Item = &str> {
+/// All keys of a subcommand.
+pub fn keys(verb: &Command) -> impl Iterator<Item = &str> {
     verb.get_arguments().filter_map(|arg| arg.get_long()).filter(|key| !NOT_IN_FILE.contains(key))
 }
 
@@ -144,14 +147,16 @@ fn entry(place: &str, key: &str, value: &DeValue<'_>, verbs: &[&str], descriptio
     };
     let words = option_words(key, arg, value)
         .map_err(|wanted| anyhow!("{place}: `{key}` is {} and must be {wanted}", article(value.type_str())))?;
-    // Only this option's own parser is of interest: a command of that one argument has no other rule.
-    let alone = Command::new("tapline").no_binary_name(true).args_override_self(true).arg(lone(arg));
-    if let Err(error) = alone.try_get_matches_from(&words) {
-        let reason = error::one_line(&error);
-        bail!("{place}: `{key}`: {reason}");
-    }
+    check_alone(arg, &words).map_err(|reason| anyhow!("{place}: `{key}`: {reason}"))?;
     debug_assert!(verb.get_arguments().any(|other| other.get_id() == arg.get_id()));
     Ok(Entry { key: key.to_owned(), words })
+}
+
+/// Checks an option's words by its own parser; why they are wrong.
+pub fn check_alone(arg: &Arg, words: &[OsString]) -> Result<(), String> {
+    // Only this option's own parser is of interest: a command of that one argument has no other rule.
+    let alone = Command::new("tapline").no_binary_name(true).args_override_self(true).arg(lone(arg));
+    alone.try_get_matches_from(words).map(drop).map_err(|error| error::one_line(&error))
 }
 
 /// The option without its relations to others.
@@ -218,7 +223,7 @@ fn article(kind: &str) -> String {
 }
 
 /// The known word that is fewest letters away, if it is not far.
-fn nearest<'k>(word: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+pub fn nearest<'k>(word: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
     let scored = known.map(|other| (distance(word, other), other));
     scored.min().filter(|(distance, _)| *distance <= 1 + word.len() / 4).map(|(_, other)| other)
 }

@@ -35,6 +35,7 @@ mod inspect;
 mod man;
 mod net_options;
 mod network;
+mod oci_hook;
 mod options;
 mod output;
 mod pages;
@@ -75,6 +76,7 @@ enum Verb {
     Publish(publish::PublishArgs),
     Unpublish(unpublish::UnpublishArgs),
     Stop(stop::StopArgs),
+    OciHook(oci_hook::OciHookArgs),
     Completions(completions::CompletionsArgs),
     #[command(hide = true)]
     Man(man::ManArgs),
@@ -124,6 +126,7 @@ fn dispatch(words: Vec<OsString>) -> Result<i32, Failure> {
         Verb::Publish(args) => args.execute(),
         Verb::Unpublish(args) => args.execute(),
         Verb::Stop(args) => args.execute(),
+        Verb::OciHook(args) => args.execute(),
         Verb::Completions(args) => args.execute(),
         Verb::Man(args) => args.execute(),
     }

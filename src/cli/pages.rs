@@ -269,6 +269,22 @@ pub const PAGES: &[Page] = &[
         environment: &[XDG_RUNTIME],
     },
     Page {
+        verb: "oci-hook",
+        examples: &[
+            ("As `hooks` in a container's config.json has it:", "/usr/bin/tapline oci-hook createRuntime"),
+            ("When the container has gone:", "/usr/bin/tapline oci-hook poststop"),
+        ],
+        exit_status: OWN_STATUS,
+        files: &[CONFIG_FILE, STATE],
+        environment: &[
+            XDG_CONFIG,
+            (
+                "XDG_RUNTIME_DIR",
+                "Where the state directory lies. A hook has the environment that `env` in the configuration gives it, and may have none; without this variable the state directory is /tmp/tapline-UID, and `tapline ps` looks there too.",
+            ),
+        ],
+    },
+    Page {
         verb: "completions",
         examples: &[
             ("For bash:", "tapline completions bash > ~/.local/share/bash-completion/completions/tapline"),
