@@ -54,7 +54,7 @@ fn every_script_is_executable_and_parses() {
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "sh"))
         .collect();
-    assert_eq!(scripts.len(), 4);
+    assert_eq!(scripts.len(), 6);
     for script in scripts {
         let checked = Command::new("sh").arg("-n").arg(&script).output().unwrap();
         assert!(checked.status.success(), "{}: {}", script.display(), String::from_utf8_lossy(&checked.stderr));

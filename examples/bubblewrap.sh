@@ -1,0 +1,29 @@
+#!/bin/sh
+# A network for a sandbox of bubblewrap: bwrap says which process is the sandbox, waits until its network is there, and
+# only then starts the command.
+#
+#     examples/bubblewrap.sh [COMMAND [ARG...]]      (default: shows the interfaces)
+set -eu
+
+[ $# -gt 0 ] || set -- cat /proc/net/dev
+
+work=$(mktemp -d)
+mkfifo "$work/info" "$work/go"
+trap 'rm -r "$work"' EXIT
+
+# bwrap shows its sandbox the host's files as it is told to: resolv.conf is to name the network's DNS address.
+echo 'nameserver 10.0.2.3' > "$work/resolv.conf"
+
+# Opened for reading and writing, since bwrap is to start before anybody writes.
+bwrap --unshare-user --unshare-net --die-with-parent --info-fd 3 --block-fd 4 \
+    --ro-bind / / --dev /dev --proc /proc --ro-bind "$work/resolv.conf" "$(realpath /etc/resolv.conf)" \
+    -- "$@" 3> "$work/info" 4<> "$work/go" &
+sandbox=$!
+
+pid=$(sed -n 's/.*"child-pid": *\([0-9]*\).*/\1/p;T;q' "$work/info")
+"${TAPLINE:-tapline}" attach --detach "$pid" || {
+    kill "$sandbox"
+    exit 1
+}
+echo > "$work/go"
+wait "$sandbox"
