@@ -5,7 +5,7 @@
 //! glibc's fork leaves the allocator usable in the child; what may not be used there is anything else that
 //! another thread could have held locked at that moment, standard output above all.
 use std::io::{self, Read, Write};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// Longest that a child may take, in seconds.
 const TIME_LIMIT: u32 = 60;
@@ -70,4 +70,20 @@ pub fn enter_namespace() -> Result<(), String> {
     write("/proc/self/setgroups", "deny".to_owned())?;
     write("/proc/self/uid_map", format!("0 {uid} 1"))?;
     write("/proc/self/gid_map", format!("0 {gid} 1"))
+}
+
+/// A TAP as somebody else makes one, without a header unless `flags` say so; with `stays` also without its descriptor, as
+/// `ip tuntap add` does.
+pub fn foreign_tap(name: &str, flags: libc::c_int, stays: bool) -> Result<OwnedFd, String> {
+    let text = |e: io::Error| e.to_string();
+    let file = std::fs::File::options().read(true).write(true).open(super::tun::TUN_DEVICE).map_err(text)?;
+    let mut request = super::tun::ifreq(name);
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | flags) as libc::c_short;
+    let stays = libc::c_ulong::from(stays);
+    // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, which `request` is; TUNSETPERSIST takes its argument by value.
+    let done = unsafe {
+        libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) >= 0
+            && libc::ioctl(file.as_raw_fd(), libc::TUNSETPERSIST as _, stays) >= 0
+    };
+    if done { Ok(file.into()) } else { Err(text(io::Error::last_os_error())) }
 }

@@ -8,8 +8,12 @@
 //! The offloads are asked for step by step, since a kernel that does not know one of them refuses the whole set
 //! with EINVAL: everything with UDP segmentation (Linux 6.2), then TCP segmentation and checksum, then none.
 //!
-//! The device lives as long as its last descriptor. One that was received from another process is not believed:
-//! [`Tap::from_fd`] asks the kernel what it is.
+//! The device lives as long as its last descriptor, unless it was made persistent: then it is there before us and stays
+//! after us, and [`Tap::join`] takes it as long as nobody else has it. The kernel lets who joins such a device choose its
+//! frame header anew (drivers/net/tun.c, `tun_set_iff`), as long as it has one queue and that is free. Its offloads stay
+//! as they were set last, also when the next one wants no header and could make nothing of them: [`leave`] takes them off.
+//!
+//! A descriptor that was received from another process is not believed: [`Tap::from_fd`] asks the kernel what it is.
 use std::ffi::{CStr, c_int, c_uint};
 use std::fs::OpenOptions;
 use std::io;
@@ -59,6 +63,14 @@ pub enum TapError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// There is an interface of that name already, which cannot be joined.
+    #[error("cannot use the interface {name} that is there already: {}", join_reason(.source))]
+    Join {
+        /// The interface.
+        name: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// The length of the header in front of frames could not be set (TUNSETVNETHDRSZ).
     #[error("cannot set the length of the TAP device's frame header: {0}; use --link-kind packet")]
     SetVnetHeader(#[source] io::Error),
@@ -71,6 +83,9 @@ pub enum TapError {
     /// A received descriptor is a TUN or TAP device of another make.
     #[error("the TAP device {0} was made without {1}: it has to be made with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR")]
     Unusable(String, &'static str),
+    /// A received descriptor's frames have a header, and were said to have none.
+    #[error("the TAP device {0} was made with IFF_VNET_HDR, which is not what it was said to be")]
+    HasHeader(String),
     /// A received descriptor could not be made non-blocking.
     #[error("cannot make the TAP device's descriptor non-blocking: {0}")]
     NonBlocking(#[source] io::Error),
@@ -94,6 +109,17 @@ fn setiff_reason(error: &io::Error) -> String {
     }
 }
 
+fn join_reason(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EBUSY) => "another process has it open; end that one first".to_owned(),
+        Some(libc::EINVAL) => {
+            "it is no TAP device with a single queue (ip tuntap add name NAME mode tap makes one)".to_owned()
+        }
+        Some(libc::EPERM | libc::EACCES) => "permission denied; it belongs to another user".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
 impl TapError {
     /// Is it that this machine, or this container, has no usable /dev/net/tun, so that another kind of link may
     /// work in its place?
@@ -110,6 +136,15 @@ pub fn valid_ifname(name: &str) -> bool {
         && !name.bytes().any(|b| b.is_ascii_whitespace() || matches!(b, b'/' | b':' | b'%' | 0 | 0x0b))
 }
 
+/// What the kernel says that a TAP's descriptor is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TapMake {
+    /// The interface's name in its namespace.
+    pub name: String,
+    /// Frames have a virtio-net header in front of them.
+    pub has_header: bool,
+}
+
 /// A queue of a TAP device, non-blocking and closed on exec.
 #[derive(Debug)]
 pub struct Tap {
@@ -121,6 +156,20 @@ pub struct Tap {
 impl Tap {
     /// Make a TAP device of this name in the network namespace of the calling thread.
     pub fn create(name: &str) -> Result<Tap, TapError> {
+        // IFF_TUN_EXCL: an interface that is there already is an error, never joined.
+        Tap::open(name, libc::IFF_TUN_EXCL, |name, source| match source.raw_os_error() {
+            Some(libc::EBUSY | libc::EEXIST) => TapError::Taken(name),
+            _ => TapError::SetIff { name, source },
+        })
+    }
+
+    /// Take over the persistent TAP device of this name in the network namespace of the calling thread. When there is
+    /// none, one is made, which is not persistent.
+    pub fn join(name: &str) -> Result<Tap, TapError> {
+        Tap::open(name, 0, |name, source| TapError::Join { name, source })
+    }
+
+    fn open(name: &str, flags: c_int, failed: impl Fn(String, io::Error) -> TapError) -> Result<Tap, TapError> {
         if !valid_ifname(name) {
             return Err(TapError::Name(name.to_owned()));
         }
@@ -132,17 +181,11 @@ impl Tap {
             .map_err(TapError::Open)?
             .into();
         let mut request = ifreq(name);
-        // IFF_TUN_EXCL: an interface that is there already is an error, never joined.
-        request.ifr_ifru.ifru_flags =
-            (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL) as libc::c_short;
+        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | flags) as libc::c_short;
         // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, which `request` is.
         let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
         if done < 0 {
-            let source = io::Error::last_os_error();
-            return Err(match source.raw_os_error() {
-                Some(libc::EBUSY | libc::EEXIST) => TapError::Taken(name.to_owned()),
-                _ => TapError::SetIff { name: name.to_owned(), source },
-            });
+            return Err(failed(name.to_owned(), io::Error::last_os_error()));
         }
         set_int(&fd, libc::TUNSETVNETHDRSZ, VNET_HEADER as c_int).map_err(TapError::SetVnetHeader)?;
         let offloads = set_offloads(&fd)?;
@@ -152,26 +195,25 @@ impl Tap {
     /// Take over a TAP queue that another process opened: checks that it is one, with the header this program
     /// speaks, makes it non-blocking and sets its offloads anew.
     pub fn from_fd(fd: OwnedFd) -> Result<Tap, TapError> {
-        let mut request = ifreq("");
-        // SAFETY: TUNGETIFF writes one `struct ifreq`, which `request` is; on another kind of file it fails.
-        let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETIFF as _, &raw mut request) };
-        if done < 0 {
-            return Err(TapError::NotATap(io::Error::last_os_error()));
-        }
-        let name = name_of(&request);
-        // SAFETY: TUNGETIFF has filled in `ifru_flags`; every bit pattern is a valid integer.
-        let flags = c_int::from(unsafe { request.ifr_ifru.ifru_flags });
-        for (flag, label) in
-            [(libc::IFF_TAP, "IFF_TAP"), (libc::IFF_NO_PI, "IFF_NO_PI"), (libc::IFF_VNET_HDR, "IFF_VNET_HDR")]
-        {
-            if flags & flag == 0 {
-                return Err(TapError::Unusable(name, label));
-            }
+        let TapMake { name, has_header } = inspect(&fd)?;
+        if !has_header {
+            return Err(TapError::Unusable(name, "IFF_VNET_HDR"));
         }
         set_nonblocking(&fd).map_err(TapError::NonBlocking)?;
         set_int(&fd, libc::TUNSETVNETHDRSZ, VNET_HEADER as c_int).map_err(TapError::SetVnetHeader)?;
         let offloads = set_offloads(&fd)?;
         Ok(Tap { fd, name, offloads })
+    }
+
+    /// The same for one whose frames have no header: they are whole, both ways, and nothing is left to anybody.
+    pub fn plain_from_fd(fd: OwnedFd) -> Result<Tap, TapError> {
+        let TapMake { name, has_header } = inspect(&fd)?;
+        if has_header {
+            return Err(TapError::HasHeader(name));
+        }
+        set_nonblocking(&fd).map_err(TapError::NonBlocking)?;
+        leave(&fd).map_err(TapError::SetOffload)?;
+        Ok(Tap { fd, name, offloads: Offloads::default() })
     }
 
     /// The interface's name in its namespace.
@@ -200,6 +242,47 @@ impl AsRawFd for Tap {
     fn as_raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
     }
+}
+
+/// What a descriptor is, which has to be a TAP's without packet information in front of frames.
+pub fn inspect(fd: &OwnedFd) -> Result<TapMake, TapError> {
+    let mut request = ifreq("");
+    // SAFETY: TUNGETIFF writes one `struct ifreq`, which `request` is; on another kind of file it fails.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETIFF as _, &raw mut request) };
+    if done < 0 {
+        return Err(TapError::NotATap(io::Error::last_os_error()));
+    }
+    let name = name_of(&request);
+    // SAFETY: TUNGETIFF has filled in `ifru_flags`; every bit pattern is a valid integer.
+    let flags = c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+    for (flag, label) in [(libc::IFF_TAP, "IFF_TAP"), (libc::IFF_NO_PI, "IFF_NO_PI")] {
+        if flags & flag == 0 {
+            return Err(TapError::Unusable(name, label));
+        }
+    }
+    Ok(TapMake { name, has_header: flags & libc::IFF_VNET_HDR != 0 })
+}
+
+/// The Ethernet address of a TAP's interface, wherever that is.
+pub fn ethernet_address(fd: &OwnedFd) -> io::Result<[u8; 6]> {
+    let mut request = ifreq("");
+    // SAFETY: on a TAP SIOCGIFHWADDR writes one `struct ifreq`, which `request` is; on another kind of file it fails,
+    // or writes the same.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFHWADDR as _, &raw mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: SIOCGIFHWADDR has filled in `ifru_hwaddr`; every bit pattern is a valid integer.
+    let [a, b, c, d, e, f, ..] = unsafe { request.ifr_ifru.ifru_hwaddr.sa_data }.map(|byte| byte as u8);
+    Ok([a, b, c, d, e, f])
+}
+
+/// Have the kernel leave nothing of a frame to whoever reads it, on a TAP that others will use.
+pub fn leave(fd: &OwnedFd) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes its argument by value and touches no memory of ours.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD as _, 0 as libc::c_ulong) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Ask for offloads, most first; what was had is returned.
@@ -266,7 +349,8 @@ fn name_of(request: &libc::ifreq) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::in_namespace;
+    use super::super::netlink::Netlink;
+    use super::super::testing::{foreign_tap, in_namespace};
     use super::*;
 
     #[test]
@@ -313,15 +397,69 @@ mod tests {
     #[test]
     fn tap_made_without_header_is_refused() {
         in_namespace(|| {
-            let file = OpenOptions::new().read(true).write(true).open(TUN_DEVICE).map_err(|e| e.to_string())?;
-            let mut request = ifreq("tl0");
-            request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
-            // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, which `request` is.
-            if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) } < 0 {
-                return Err(io::Error::last_os_error().to_string());
-            }
-            match Tap::from_fd(file.into()) {
+            let file = foreign_tap("tl0", 0, false)?;
+            match Tap::from_fd(file) {
                 Err(TapError::Unusable(name, "IFF_VNET_HDR")) if name == "tl0" => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
+    }
+
+    #[test]
+    fn a_persistent_tap_is_joined_with_header_and_offloads_and_outlives_who_joined() {
+        in_namespace(|| {
+            let text = |e: TapError| e.to_string();
+            let maker = foreign_tap("tap0", 0, true)?;
+            match Tap::join("tap0") {
+                Err(error) if error.to_string().contains("another process has it open") => {}
+                other => return Err(format!("{other:?}")),
+            }
+            drop(maker);
+            match Tap::create("tap0") {
+                Err(TapError::Taken(_)) => {}
+                other => return Err(format!("{other:?}")),
+            }
+            for _ in 0..2 {
+                let tap = Tap::join("tap0").map_err(text)?;
+                let Offloads { csum: true, tso4: true, tso6: true, .. } = tap.offloads() else {
+                    return Err(format!("{tap:?}"));
+                };
+                match Tap::join("tap0") {
+                    Err(TapError::Join { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {}
+                    other => return Err(format!("{other:?}")),
+                }
+                let made = inspect(&tap.into_fd()).map_err(text)?;
+                if made != (TapMake { name: "tap0".to_owned(), has_header: true }) {
+                    return Err(format!("{made:?}"));
+                }
+            }
+            let _queues = foreign_tap("tap1", libc::IFF_MULTI_QUEUE, true)?;
+            for name in ["tap1", "lo"] {
+                match Tap::join(name) {
+                    Err(error) if error.to_string().contains("no TAP device with a single queue") => {}
+                    other => return Err(format!("{name}: {other:?}")),
+                }
+            }
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn a_tap_without_header_is_known_by_its_descriptor_and_tells_its_address() {
+        in_namespace(|| {
+            let text = |e: TapError| e.to_string();
+            let fd = foreign_tap("tap0", 0, true)?;
+            let link = Netlink::open().and_then(|mut netlink| netlink.link("tap0")).map_err(|e| e.to_string())?;
+            if link.mac != Some(ethernet_address(&fd).map_err(|e| e.to_string())?) {
+                return Err(format!("{link:?}"));
+            }
+            let plain = Tap::plain_from_fd(fd).map_err(text)?;
+            if (plain.name(), plain.offloads()) != ("tap0", Offloads::default()) {
+                return Err(format!("{plain:?}"));
+            }
+            drop(plain);
+            match Tap::plain_from_fd(Tap::join("tap0").map_err(text)?.into_fd()) {
+                Err(TapError::HasHeader(name)) if name == "tap0" => Ok(()),
                 other => Err(format!("{other:?}")),
             }
         });
