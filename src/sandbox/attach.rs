@@ -220,9 +220,10 @@ impl<'a> Service<'a> {
         while service.waiting.is_some() {
             match service.turn() {
                 Ok(None) => {}
-                Ok(Some(_)) => {
+                Ok(Some(ended)) => {
                     service.finish();
-                    return Err(SandboxError::Inside("the network was ended before it worked".into()));
+                    let what = if ended == Ended::Target { "the namespace has ended" } else { "it was ended" };
+                    return Err(SandboxError::Inside(format!("{what} before its network worked")));
                 }
                 Err(error) => {
                     service.finish();
@@ -280,8 +281,12 @@ impl<'a> Service<'a> {
                     self.life.has_ended(false)
                 }
             };
-            if has_target_ended && !self.plan.outlives_target {
-                return Ok(Some(Ended::Target));
+            if has_target_ended {
+                if !self.plan.outlives_target {
+                    return Ok(Some(Ended::Target));
+                }
+                // Its sign would be there for ever.
+                self.life = Life::Unknown;
             }
         }
         self.go_on()?;
