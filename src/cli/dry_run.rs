@@ -166,6 +166,7 @@ fn add_shared(
             LinkChoice::Auto => "TAPs, or packet sockets where there is no /dev/net/tun",
             LinkChoice::Tap => "TAPs",
             LinkChoice::Packet => "packet sockets",
+            LinkChoice::None => "none",
         },
     );
     add_access(lines, access.host_loopback, access.metadata);
@@ -227,6 +228,7 @@ fn add_network(lines: &mut Lines, network: &Network, search: Option<&[String]>, 
         LinkChoice::Auto => "a TAP, or a packet socket where there is no /dev/net/tun",
         LinkChoice::Tap => "a TAP",
         LinkChoice::Packet => "a packet socket",
+        LinkChoice::None => "no interface but lo",
     };
     lines.add("interface", format_args!("{}, {}, {link}", interface.name, interface.mac));
     add_access(lines, network.host_loopback_allowed, network.metadata_allowed);

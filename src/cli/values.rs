@@ -32,6 +32,7 @@ choices! {
         "auto" => Auto, "a TAP device; without /dev/net/tun a packet socket";
         "tap" => Tap, "a TAP device or an error";
         "packet" => Packet, "a packet socket";
+        "none" => None, "no interface but lo: ports published for clients on the host's loopback, and --reach";
     }
     ProxyVersion {
         "v1" => V1, "a line of text";

@@ -20,14 +20,14 @@ pub const MAX_MESSAGE: usize = 64 * 1024;
 #[serde(tag = "type", rename_all = "snake_case")]
 #[allow(clippy::large_enum_variant)]
 pub enum ToGateway {
-    /// Serve this sandbox. Descriptors beside it, in this order: the link (a TAP queue, or the packet socket
-    /// with its ring not yet made), then, where `api` is true, a listening Unix stream socket for the API.
+    /// Serve this sandbox. Descriptors beside it, in this order: the link, where it has one (a TAP queue, or the packet
+    /// socket with its ring not yet made), then, where `api` is true, a listening Unix stream socket for the API.
     Attach {
         /// The segment.
         network: Network,
         /// The sandbox's place on it.
         endpoint: Endpoint,
-        /// What the link descriptor is.
+        /// What the link is.
         link: LinkKind,
         /// The host as it is now.
         host: HostView,

@@ -47,8 +47,8 @@ pub enum Command {
         endpoint: Box<Endpoint>,
         /// What `fd` is; the control thread has checked that it is one.
         link: LinkKind,
-        /// The TAP queue, or the packet socket whose ring is not yet made. Already non-blocking.
-        fd: OwnedFd,
+        /// The TAP queue, or the packet socket whose ring is not yet made, where there is a link. Already non-blocking.
+        fd: Option<OwnedFd>,
         /// The network to serve.
         network: Box<Network>,
         /// The host as it is now.

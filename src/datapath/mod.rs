@@ -1,6 +1,7 @@
 //! A worker's event loop ([`worker`]), its ports ([`port`]) and the switch between them ([`switch`]); what it and the control thread say to each other
 //! ([`commands`]).
 pub mod commands;
+pub mod cut;
 mod flow_list;
 mod linked_flows;
 pub mod links;

@@ -25,7 +25,7 @@
 //! acknowledgement, and the bytes of many segments leave in one send(2).
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -77,7 +77,8 @@ struct Port {
     /// Is in the list of ports that were left before they were empty.
     queued: bool,
     receiver: Receiver,
-    raw: std::os::fd::RawFd,
+    /// `None` where there is no link.
+    raw: Option<std::os::fd::RawFd>,
 }
 
 /// An endpoint whose sandbox has ended.
@@ -521,7 +522,7 @@ impl Worker {
         now: Instant,
         endpoint: Endpoint,
         link: LinkKind,
-        fd: OwnedFd,
+        fd: Option<OwnedFd>,
         network: Network,
         host: HostView,
     ) -> io::Result<PortId> {
@@ -544,9 +545,11 @@ impl Worker {
         let port = port::Port::from_fd(link, fd).map_err(io::Error::other)?;
         let entry = self.ports.vacant_entry();
         let key = entry.key();
-        let raw = port.as_raw_fd();
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        self.poll.registry().register(&mut SourceFd(&raw), tokens::port(key as u32), interest)?;
+        let raw = port.raw_fd();
+        if let Some(raw) = raw {
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            self.poll.registry().register(&mut SourceFd(&raw), tokens::port(key as u32), interest)?;
+        }
         self.links.insert(PortId(key as u32), port.transmitter);
         self.by_id.insert(endpoint.id.clone(), key);
         // Frames may have come before the registration.
@@ -574,7 +577,9 @@ impl Worker {
             self.by_id.remove(&endpoint.id);
         }
         // The descriptor is shared with others who may keep it open: take it out of the epoll by name.
-        let _ = self.poll.registry().deregister(&mut SourceFd(&raw));
+        if let Some(raw) = raw {
+            let _ = self.poll.registry().deregister(&mut SourceFd(&raw));
+        }
         self.links.remove(PortId(key as u32));
         self.ready_ports.retain(|&k| k != key);
     }

@@ -50,6 +50,12 @@ impl MacAddr {
         let m = self.0;
         Ipv6Addr::from_octets([0xfe, 0x80, 0, 0, 0, 0, 0, 0, m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]])
     }
+
+    /// The address that its owner makes itself in a subnet that is advertised: with the same identifier (RFC 4862, 5.5.3).
+    pub fn address_in(self, subnet: ipnet::Ipv6Net) -> Ipv6Addr {
+        let identifier = u128::from(self.link_local()) & u128::from(u64::MAX);
+        Ipv6Addr::from(u128::from(subnet.network()) | identifier)
+    }
 }
 
 impl fmt::Display for MacAddr {
@@ -126,6 +132,8 @@ mod tests {
 
     #[test]
     fn link_local_is_modified_eui64() {
-        assert_eq!("02:42:0a:00:02:64".parse::<MacAddr>().unwrap().link_local().to_string(), "fe80::42:aff:fe00:264");
+        let mac: MacAddr = "02:42:0a:00:02:64".parse().unwrap();
+        assert_eq!(mac.link_local().to_string(), "fe80::42:aff:fe00:264");
+        assert_eq!(mac.address_in("fd00::/64".parse().unwrap()).to_string(), "fd00::42:aff:fe00:264");
     }
 }

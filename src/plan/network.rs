@@ -363,6 +363,10 @@ pub enum LinkKind {
     Tap,
     /// A packet socket with a receive ring on the far half of a veth pair.
     Packet,
+    /// A TAP device without that header: checksums are computed and super-segments cut before frames go there.
+    PlainTap,
+    /// None at all, and no descriptor: nothing but `lo` inside.
+    None,
 }
 
 /// What a gateway must know of the host, gathered by the supervisor and told anew whenever it changes.

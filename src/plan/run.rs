@@ -111,6 +111,9 @@ pub enum LinkChoice {
     Tap,
     /// A packet socket.
     Packet,
+    /// No interface but `lo`: what goes past a link still works, which is published ports for clients on the host's
+    /// loopback, and `--reach`. For mode `private`.
+    None,
 }
 
 /// Where a name given with `--add-host` leads.

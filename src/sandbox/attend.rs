@@ -160,8 +160,9 @@ fn reset(gone: &Gone) -> Result<(), String> {
 
 /// Hand a link to the supervisor.
 pub(super) fn send_link(supervisor: &OwnedFd, order: u64, name: String, link: MadeLink) -> Result<(), String> {
-    let message = FromAgent::Link { order, name, kind: link.kind, notice: link.notice };
-    wire::send(supervisor, &message, &[link.fd.as_fd()]).map_err(|e| e.to_string())
+    let MadeLink { kind, fd, mac, stays, notice } = link;
+    let fds: Vec<BorrowedFd<'_>> = fd.iter().map(AsFd::as_fd).collect();
+    wire::send(supervisor, &FromAgent::Link { order, name, kind, mac, stays, notice }, &fds).map_err(|e| e.to_string())
 }
 
 /// Lines for the person.

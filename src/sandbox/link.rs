@@ -22,6 +22,13 @@
 //! containers: then what netlink can do is done by netlink, and what is left is a [notice](Configured::notices),
 //! not an error. A kernel without IPv6 is a notice too.
 //!
+//! Other tools' command lines want more of it ([`InterfaceExtras`]): further addresses and routes, a gateway outside the
+//! subnet, to which a route of its own leads first; or no IPv6 address of ours at all, but what the kernel makes of a
+//! router advertisement: then its own link-local address, which it asks with at once because nothing is probed.
+//!
+//! A persistent TAP may be there already ([`join_tap`]): its name, Ethernet address and state are whoever made it's, and
+//! so they stay unless it is to be configured.
+//!
 //! What is made disappears with the descriptor or with the namespace; there is nothing to undo.
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -29,13 +36,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::thread::sleep;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{LinkChoice, LinkKind, MacAddr};
+use crate::plan::{InterfaceExtras, LinkChoice, LinkKind, MacAddr, Route};
 use crate::sys::netlink::{LinkChange, Netlink, NetlinkError};
 use crate::sys::netns;
 use crate::sys::packet::{self, PacketError};
-use crate::sys::tun::{Tap, TapError, valid_ifname};
+use crate::sys::tun::{self, Tap, TapError, valid_ifname};
 
 /// Name of the half that the sandbox does not see.
 const FAR_HALF: &str = "far0";
@@ -91,10 +99,14 @@ pub enum LinkError {
 /// A link that was made.
 #[derive(Debug)]
 pub struct MadeLink {
-    /// What the descriptor is.
+    /// What it is.
     pub kind: LinkKind,
-    /// The TAP queue or packet socket, for the gateway.
-    pub fd: OwnedFd,
+    /// The TAP queue or packet socket, for the gateway, where there is one.
+    pub fd: Option<OwnedFd>,
+    /// The interface's Ethernet address, where it was not for us to choose.
+    pub mac: Option<MacAddr>,
+    /// The interface was there before us and stays after us.
+    pub stays: bool,
     /// One line for the person, where it is not what was expected.
     pub notice: Option<String>,
 }
@@ -110,6 +122,23 @@ pub struct Addresses<Ip> {
     pub gateway: Option<Ip>,
 }
 
+/// What [`configure`] is to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Its Ethernet address.
+    pub mac: MacAddr,
+    /// Its MTU; `None` leaves it as it is.
+    pub mtu: Option<u32>,
+    /// IPv4.
+    pub v4: Option<Addresses<Ipv4Addr>>,
+    /// IPv6.
+    pub v6: Option<Addresses<Ipv6Addr>>,
+    /// What there is besides. `mtu` is above.
+    pub extras: InterfaceExtras,
+    /// Addresses and routes may be there already.
+    pub stays: bool,
+}
+
 /// What [`configure`] has to say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Configured {
@@ -119,13 +148,14 @@ pub struct Configured {
     pub v6: bool,
 }
 
-/// Make the sandbox's interface, with its MAC and MTU and without addresses, in the calling thread's network namespace. With
-/// [`LinkChoice::Auto`] a TAP if possible.
+/// Make the sandbox's interface, with its MAC and, unless it is to stay as it is, MTU, and without addresses, in the
+/// calling thread's network namespace. With [`LinkChoice::Auto`] a TAP if possible; with [`LinkChoice::None`] nothing.
 ///
 /// The thread is in the same network namespace afterwards, unless the error is [`LinkError::Return`]. No other
 /// thread should be running: a new namespace is entered for a moment.
-pub fn make_link(choice: LinkChoice, ifname: &str, mac: MacAddr, mtu: u16) -> Result<MadeLink, LinkError> {
+pub fn make_link(choice: LinkChoice, ifname: &str, mac: MacAddr, mtu: Option<u32>) -> Result<MadeLink, LinkError> {
     match choice {
+        LinkChoice::None => Ok(MadeLink { kind: LinkKind::None, fd: None, mac: None, stays: false, notice: None }),
         LinkChoice::Packet => Ok(packet(make_veth(ifname, mac, mtu)?, None)),
         LinkChoice::Tap => make_tap(ifname, mac, mtu),
         LinkChoice::Auto => match make_tap(ifname, mac, mtu) {
@@ -142,22 +172,43 @@ pub fn make_link(choice: LinkChoice, ifname: &str, mac: MacAddr, mtu: u16) -> Re
 }
 
 fn packet(fd: OwnedFd, notice: Option<String>) -> MadeLink {
-    MadeLink { kind: LinkKind::Packet, fd, notice }
+    MadeLink { kind: LinkKind::Packet, fd: Some(fd), mac: None, stays: false, notice }
 }
 
-fn make_tap(ifname: &str, mac: MacAddr, mtu: u16) -> Result<MadeLink, LinkError> {
+fn make_tap(ifname: &str, mac: MacAddr, mtu: Option<u32>) -> Result<MadeLink, LinkError> {
     let fd = Tap::create(ifname)?.into_fd();
     prepare(&mut Netlink::open()?, ifname, mac, mtu, None)?;
-    Ok(MadeLink { kind: LinkKind::Tap, fd, notice: None })
+    Ok(MadeLink { kind: LinkKind::Tap, fd: Some(fd), mac: None, stays: false, notice: None })
+}
+
+/// The persistent TAP of this name, where there is such an interface, as it is.
+///
+/// # Errors
+/// Where the interface is something else, or somebody else has it.
+pub fn join_tap(ifname: &str) -> Result<Option<MadeLink>, LinkError> {
+    let link = match Netlink::open()?.link(ifname) {
+        Ok(link) => link,
+        Err(error) if error.errno() == Some(libc::ENODEV) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let fd = Tap::join(ifname)?.into_fd();
+    let mac = tun::ethernet_address(&fd).ok().or(link.mac).map(MacAddr);
+    Ok(Some(MadeLink { kind: LinkKind::Tap, fd: Some(fd), mac, stays: true, notice: None }))
 }
 
 /// Set what has to be set before the interface is up for the first time, so that it never has an address of
 /// the kernel's making.
-fn prepare(netlink: &mut Netlink, ifname: &str, mac: MacAddr, mtu: u16, up: Option<bool>) -> Result<(), NetlinkError> {
+fn prepare(
+    netlink: &mut Netlink,
+    ifname: &str,
+    mac: MacAddr,
+    mtu: Option<u32>,
+    up: Option<bool>,
+) -> Result<(), NetlinkError> {
     let index = netlink.link(ifname)?.index;
     // Refused by a kernel without IPv6, where there is nothing to keep away.
     let _ = netlink.set_addr_gen_mode_none(index);
-    let change = LinkChange { mac: Some(mac.0), mtu: Some(u32::from(mtu)), ..LinkChange::default() };
+    let change = LinkChange { mac: Some(mac.0), mtu, ..LinkChange::default() };
     netlink.change_link(index, &change)?;
     match up {
         Some(_) => netlink.change_link(index, &LinkChange { up, ..LinkChange::default() }),
@@ -178,7 +229,7 @@ pub fn leave_to_others(ifname: &str) -> Result<(), LinkError> {
 }
 
 /// Make a veth pair whose other half lies in a namespace of its own, and a packet socket on that half.
-fn make_veth(ifname: &str, mac: MacAddr, mtu: u16) -> Result<OwnedFd, LinkError> {
+fn make_veth(ifname: &str, mac: MacAddr, mtu: Option<u32>) -> Result<OwnedFd, LinkError> {
     if !valid_ifname(ifname) {
         return Err(TapError::Name(ifname.to_owned()).into());
     }
@@ -243,13 +294,18 @@ fn create_veth(netlink: &mut Netlink, ifname: &str, sandbox: &OwnedFd) -> Result
     }
 }
 
+/// Bring `lo` up.
+pub fn bring_up_loopback() -> Result<(), LinkError> {
+    let mut netlink = Netlink::open()?;
+    let lo = netlink.link("lo")?.index;
+    Ok(netlink.change_link(lo, &LinkChange { up: Some(true), ..LinkChange::default() })?)
+}
+
 /// Bring `lo` up and open what is closed by default inside: ports below 1024 and ping sockets for everybody.
 /// The notices say what could not be set.
 pub fn configure_namespace() -> Result<Configured, LinkError> {
-    let mut netlink = Netlink::open()?;
     let mut done = Configured::default();
-    let lo = netlink.link("lo")?.index;
-    netlink.change_link(lo, &LinkChange { up: Some(true), ..LinkChange::default() })?;
+    bring_up_loopback()?;
     if let Err(error) = sysctl("net/ipv4/ip_unprivileged_port_start", "0") {
         done.notices.push(format!("only root inside can bind ports below 1024: {error}"));
     }
@@ -286,39 +342,38 @@ fn ping_groups() -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// Where the interface, an address or a route is refused. A missing IPv6 is no error but a notice.
-pub fn configure(
-    ifname: &str,
-    mac: MacAddr,
-    mtu: u16,
-    v4: Option<Addresses<Ipv4Addr>>,
-    v6: Option<Addresses<Ipv6Addr>>,
-) -> Result<Configured, LinkError> {
+/// Where the interface, an address or a route is refused. A missing IPv6 is no error but a notice, and so is a route
+/// beyond the default one.
+pub fn configure(ifname: &str, settings: &Settings) -> Result<Configured, LinkError> {
+    let Settings { mac, mtu, v4, v6, ref extras, stays } = *settings;
     let mut done = configure_namespace()?;
     let mut netlink = Netlink::open()?;
     let link = netlink.link(ifname)?;
     let index = link.index;
-    let mut v6 = v6;
-    if v6.is_some() && !std::path::Path::new("/proc/sys/net/ipv6").exists() && !has_ipv6(&mut netlink)? {
+    let (mut v6, mut advertised) = (v6, extras.v6_by_advertisement);
+    if (v6.is_some() || advertised) && !std::path::Path::new("/proc/sys/net/ipv6").exists() && !has_ipv6(&mut netlink)?
+    {
         done.notices.push("this kernel has no IPv6: the sandbox goes without".to_owned());
-        v6 = None;
+        (v6, advertised) = (None, false);
     }
-    quiet_interface(&mut netlink, index, ifname, v6.is_some(), &mut done);
-    let change = LinkChange {
-        up: Some(true),
-        mtu: Some(u32::from(mtu)),
-        mac: (link.mac != Some(mac.0)).then_some(mac.0),
-        ..LinkChange::default()
+    let own_v6 = match (v6, advertised) {
+        (_, true) => OwnV6::Advertised,
+        (Some(_), false) => OwnV6::Ours,
+        (None, false) => OwnV6::None,
     };
+    quiet_interface(&mut netlink, index, ifname, own_v6, &mut done);
+    let change =
+        LinkChange { up: Some(true), mtu, mac: (link.mac != Some(mac.0)).then_some(mac.0), ..LinkChange::default() };
     netlink.change_link(index, &change)?;
+    let mut inside = Inside { netlink, index, stays, subnets: Vec::new() };
+    let of = |v6: bool| extras.addresses.iter().copied().filter(move |net| net.addr().is_ipv6() == v6);
     if let Some(v4) = v4 {
-        netlink.add_address(index, v4.address.into(), v4.prefix)?;
-        if let Some(gateway) = v4.gateway {
-            netlink.add_route(index, Ipv4Addr::UNSPECIFIED.into(), 0, Some(gateway.into()))?;
-        }
+        inside.add_address(v4.address.into(), v4.prefix)?;
+        of(false).try_for_each(|net| inside.add_address(net.addr(), net.prefix_len()))?;
+        v4.gateway.map_or(Ok(()), |gateway| inside.add_default(gateway.into()))?;
     }
-    if let Some(v6) = v6 {
-        match add_v6(&mut netlink, index, mac, v6) {
+    if let Some(v6) = v6.filter(|_| !advertised) {
+        match inside.add_v6(mac, v6, of(true)) {
             Ok(()) => done.v6 = true,
             Err(error) if error.is_family_missing() => {
                 done.notices.push(format!("the sandbox goes without IPv6: {error}"));
@@ -326,16 +381,77 @@ pub fn configure(
             Err(error) => return Err(error.into()),
         }
     }
+    for route in extras.routes.iter().filter(|route| route.to.addr().is_ipv4() || done.v6) {
+        if let Err(error) = inside.add_route(route) {
+            done.notices.push(error.to_string());
+        }
+    }
     Ok(done)
 }
 
-fn add_v6(netlink: &mut Netlink, index: u32, mac: MacAddr, v6: Addresses<Ipv6Addr>) -> Result<(), NetlinkError> {
-    netlink.add_address(index, IpAddr::V6(mac.link_local()), 64)?;
-    netlink.add_address(index, v6.address.into(), v6.prefix)?;
-    match v6.gateway {
-        Some(gateway) => netlink.add_route(index, Ipv6Addr::UNSPECIFIED.into(), 0, Some(gateway.into())),
-        None => Ok(()),
+/// An interface that is being configured.
+struct Inside {
+    netlink: Netlink,
+    index: u32,
+    stays: bool,
+    /// What its addresses say is on the link.
+    subnets: Vec<IpNet>,
+}
+
+impl Inside {
+    fn add_address(&mut self, ip: IpAddr, prefix: u8) -> Result<(), NetlinkError> {
+        self.subnets.extend(IpNet::new(ip, prefix));
+        match self.netlink.add_address(self.index, ip, prefix) {
+            Err(error) if self.stays && error.errno() == Some(libc::EEXIST) => Ok(()),
+            other => other,
+        }
     }
+
+    fn add_v6(
+        &mut self,
+        mac: MacAddr,
+        v6: Addresses<Ipv6Addr>,
+        further: impl Iterator<Item = IpNet>,
+    ) -> Result<(), NetlinkError> {
+        let own = [IpNet::V6(ipnet::Ipv6Net::new_assert(v6.address, v6.prefix))];
+        let link_local = mac.link_local();
+        self.add_address(IpAddr::V6(link_local), 64)?;
+        for net in own.into_iter().chain(further).filter(|net| net.addr() != link_local) {
+            self.add_address(net.addr(), net.prefix_len())?;
+        }
+        v6.gateway.map_or(Ok(()), |gateway| self.add_default(gateway.into()))
+    }
+
+    /// The default route; before it one to the gateway, where no address says that it is on the link.
+    fn add_default(&mut self, gateway: IpAddr) -> Result<(), NetlinkError> {
+        if !self.subnets.iter().any(|net| net.contains(&gateway)) {
+            self.add_route(&Route { to: gateway.into(), via: None })?;
+        }
+        let everywhere = IpNet::new(gateway, 0).map_or(gateway, |net| net.network());
+        match self.netlink.add_route(self.index, everywhere, 0, Some(gateway)) {
+            Err(error) if self.stays && error.errno() == Some(libc::EEXIST) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// A route that may follow from an address, or be given twice.
+    fn add_route(&mut self, route: &Route) -> Result<(), NetlinkError> {
+        match self.netlink.add_route(self.index, route.to.network(), route.to.prefix_len(), route.via) {
+            Err(error) if error.errno() == Some(libc::EEXIST) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+/// Where an interface's IPv6 addresses come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OwnV6 {
+    /// There are none.
+    None,
+    /// From us.
+    Ours,
+    /// From the kernel, which hears of the subnet by a router advertisement.
+    Advertised,
 }
 
 /// Does the kernel speak IPv6? Asked where /proc does not say: with it, `lo` has ::1 as soon as it is up.
@@ -344,7 +460,7 @@ fn has_ipv6(netlink: &mut Netlink) -> Result<bool, NetlinkError> {
 }
 
 /// Keep the kernel from adding anything of its own to the interface.
-fn quiet_interface(netlink: &mut Netlink, index: u32, ifname: &str, v6: bool, done: &mut Configured) {
+fn quiet_interface(netlink: &mut Netlink, index: u32, ifname: &str, v6: OwnV6, done: &mut Configured) {
     // The kernel takes the higher of `all` and the interface's own value; 2 is loose (RFC 3704).
     let value = |of: &str| std::fs::read_to_string(format!("/proc/sys/{}", interface_key("ipv4", of, "rp_filter")));
     let is = |of: &str, what: &str| value(of).is_ok_and(|value| value.trim() == what);
@@ -352,13 +468,27 @@ fn quiet_interface(netlink: &mut Netlink, index: u32, ifname: &str, v6: bool, do
     if strict && let Err(error) = sysctl(&interface_key("ipv4", ifname, "rp_filter"), "2") {
         done.notices.push(format!("reverse-path filtering stays strict inside: {error}"));
     }
-    if !v6 {
+    if v6 == OwnV6::None {
         return;
     }
     // A new namespace may have IPv6 switched off by a default it inherited.
     let _ = sysctl(&interface_key("ipv6", ifname, "disable_ipv6"), "0");
-    let _ = sysctl(&interface_key("ipv6", ifname, "autoconf"), "0");
     let _ = sysctl(&interface_key("ipv6", ifname, "accept_dad"), "0");
+    if v6 == OwnV6::Advertised {
+        let _ = sysctl(&interface_key("ipv6", ifname, "use_tempaddr"), "0");
+        let _ = sysctl(&interface_key("ipv6", ifname, "autoconf"), "1");
+        // Also where the sandbox forwards packets for others (2).
+        let accepts = |value: &str| sysctl(&interface_key("ipv6", ifname, "accept_ra"), value);
+        let key = format!("/proc/sys/{}", interface_key("ipv6", ifname, "accept_ra"));
+        if let Err(error) = accepts("2")
+            && std::fs::read_to_string(key).is_ok_and(|value| value.trim() == "0")
+        {
+            done.notices.push(format!("the sandbox goes without an IPv6 address: {error}"));
+        }
+        let _ = netlink.set_addr_gen_mode_eui64(index);
+        return;
+    }
+    let _ = sysctl(&interface_key("ipv6", ifname, "autoconf"), "0");
     if let Err(error) = sysctl(&interface_key("ipv6", ifname, "accept_ra"), "0") {
         done.notices.push(format!("router advertisements are listened to inside: {error}"));
     }
@@ -391,7 +521,7 @@ mod tests {
     }
 
     fn check_configured(choice: LinkChoice) -> Result<(), String> {
-        let made = make_link(choice, "tl0", MAC, 1500).map_err(text)?;
+        let made = make_link(choice, "tl0", MAC, Some(1500)).map_err(text)?;
         let v4 =
             Addresses { address: Ipv4Addr::new(10, 0, 2, 100), prefix: 24, gateway: Some(Ipv4Addr::new(10, 0, 2, 2)) };
         let v6 = Addresses {
@@ -399,7 +529,8 @@ mod tests {
             prefix: 64,
             gateway: Some("fd00::2".parse().map_err(text)?),
         };
-        let done = configure("tl0", MAC, 1500, Some(v4), Some(v6)).map_err(text)?;
+        let settings = Settings { mac: MAC, mtu: Some(1500), v4: Some(v4), v6: Some(v6), ..Settings::default() };
+        let done = configure("tl0", &settings).map_err(text)?;
         if !done.v6 || !done.notices.is_empty() {
             return Err(format!("{done:?}"));
         }
@@ -440,7 +571,7 @@ mod tests {
     fn an_interface_that_others_configure_is_down_and_the_kernels_own_way() {
         for choice in [LinkChoice::Tap, LinkChoice::Packet] {
             in_namespace(move || {
-                let _link = make_link(choice, "tl0", MAC, 1500).map_err(text)?;
+                let _link = make_link(choice, "tl0", MAC, Some(1500)).map_err(text)?;
                 leave_to_others("tl0").map_err(text)?;
                 let mut netlink = Netlink::open().map_err(text)?;
                 let link = netlink.link("tl0").map_err(text)?;
@@ -472,7 +603,7 @@ mod tests {
     fn name_of_a_veth_is_free_again_when_its_socket_is_closed() {
         in_namespace(|| {
             for _ in 0..3 {
-                let made = make_link(LinkChoice::Packet, "tl0", MAC, 1500).map_err(text)?;
+                let made = make_link(LinkChoice::Packet, "tl0", MAC, Some(1500)).map_err(text)?;
                 if made.kind != LinkKind::Packet || made.notice.is_some() {
                     return Err(format!("{made:?}"));
                 }
@@ -484,13 +615,13 @@ mod tests {
     #[test]
     fn bad_and_taken_names_are_said_to_be() {
         in_namespace(|| {
-            let _made = make_link(LinkChoice::Packet, "tl0", MAC, 1500).map_err(text)?;
+            let _made = make_link(LinkChoice::Packet, "tl0", MAC, Some(1500)).map_err(text)?;
             for choice in [LinkChoice::Tap, LinkChoice::Packet, LinkChoice::Auto] {
-                match make_link(choice, "tl0", MAC, 1500) {
+                match make_link(choice, "tl0", MAC, Some(1500)) {
                     Err(LinkError::Tap(TapError::Taken(name))) if name == "tl0" => {}
                     other => return Err(format!("{choice:?}: {other:?}")),
                 }
-                match make_link(choice, "sixteen-bytes-xx", MAC, 1500) {
+                match make_link(choice, "sixteen-bytes-xx", MAC, Some(1500)) {
                     Err(LinkError::Tap(TapError::Name(_))) => {}
                     other => return Err(format!("{choice:?}: {other:?}")),
                 }
@@ -502,8 +633,8 @@ mod tests {
     #[test]
     fn thread_is_back_in_its_namespace_after_a_failure() {
         in_namespace(|| {
-            let _tap = make_link(LinkChoice::Tap, "tl0", MAC, 1500).map_err(text)?;
-            if make_link(LinkChoice::Packet, "tl0", MAC, 1500).is_ok() {
+            let _tap = make_link(LinkChoice::Tap, "tl0", MAC, Some(1500)).map_err(text)?;
+            if make_link(LinkChoice::Packet, "tl0", MAC, Some(1500)).is_ok() {
                 return Err("a taken name was taken again".to_owned());
             }
             Netlink::open().and_then(|mut n| n.link("tl0")).map(drop).map_err(text)
@@ -516,11 +647,11 @@ mod tests {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).map_err(text)?;
             let flags = nix::mount::MsFlags::empty();
             nix::mount::mount(Some("none"), "/dev/net", Some("tmpfs"), flags, None::<&str>).map_err(text)?;
-            match make_link(LinkChoice::Tap, "tl0", MAC, 1500) {
+            match make_link(LinkChoice::Tap, "tl0", MAC, Some(1500)) {
                 Err(LinkError::Tap(TapError::Open(_))) => {}
                 other => return Err(format!("{other:?}")),
             }
-            let made = make_link(LinkChoice::Auto, "tl0", MAC, 1500).map_err(text)?;
+            let made = make_link(LinkChoice::Auto, "tl0", MAC, Some(1500)).map_err(text)?;
             let expected = "cannot open /dev/net/tun: there is no such device; using a packet socket instead";
             match (made.kind, made.notice.as_deref()) {
                 (LinkKind::Packet, Some(notice)) if notice == expected => Ok(()),
@@ -539,5 +670,133 @@ mod tests {
             forced,
             "cannot open /dev/net/tun: permission denied; use --link-kind packet, which needs no device"
         );
+    }
+    #[test]
+    fn what_is_asked_for_besides_is_there() {
+        in_namespace(|| {
+            let _made = make_link(LinkChoice::Tap, "tl0", MAC, None).map_err(text)?;
+            // An address like a rented server's: alone in its subnet, with a gateway elsewhere.
+            let settings = Settings {
+                mac: MAC,
+                v4: Some(Addresses { address: parse("192.0.2.7")?, prefix: 32, gateway: Some(parse("198.51.100.1")?) }),
+                v6: Some(Addresses { address: parse("2001:db8::7")?, prefix: 128, gateway: Some(parse("fe80::1")?) }),
+                extras: InterfaceExtras {
+                    addresses: vec![parse("203.0.113.9/24")?, parse("2001:db8:1::9/64")?],
+                    routes: vec![
+                        // One that follows from an address, one that needs the one before it.
+                        Route { to: parse("203.0.113.0/24")?, via: None },
+                        Route { to: parse("10.1.0.0/16")?, via: None },
+                        Route { to: parse("10.2.0.0/16")?, via: Some(parse("10.1.0.1")?) },
+                        Route { to: parse("2001:db8:2::/48")?, via: Some(parse("2001:db8:1::1")?) },
+                        Route { to: parse("10.3.0.0/16")?, via: Some(parse("172.16.0.1")?) },
+                    ],
+                    ..InterfaceExtras::default()
+                },
+                ..Settings::default()
+            };
+            let done = configure("tl0", &settings).map_err(text)?;
+            match done.notices.as_slice() {
+                [notice] if notice.starts_with("cannot add the route 10.3.0.0/16 through 172.16.0.1: ") => {}
+                other => return Err(format!("{other:?}")),
+            }
+            let mut netlink = Netlink::open().map_err(text)?;
+            let index = netlink.link("tl0").map_err(text)?.index;
+            let mut addresses = netlink.addresses().map_err(text)?;
+            addresses.retain(|a| a.index == index && !a.tentative);
+            let mut have: Vec<String> = addresses.iter().map(|a| format!("{}/{}", a.ip, a.prefix)).collect();
+            have.sort();
+            let link_local = format!("{}/64", MAC.link_local());
+            let wanted = ["192.0.2.7/32", "2001:db8:1::9/64", "2001:db8::7/128", "203.0.113.9/24", link_local.as_str()];
+            if have != wanted {
+                return Err(format!("{have:?}"));
+            }
+            let routes = netlink.routes().map_err(text)?;
+            let leads = |to: &str, prefix, via: Option<&str>| {
+                let via = via.and_then(|via| via.parse().ok());
+                routes.iter().any(|r| (r.destination.to_string(), r.prefix, r.gateway) == (to.to_owned(), prefix, via))
+            };
+            for (to, prefix, via) in [
+                ("198.51.100.1", 32, None),
+                ("0.0.0.0", 0, Some("198.51.100.1")),
+                ("::", 0, Some("fe80::1")),
+                ("10.2.0.0", 16, Some("10.1.0.1")),
+                ("2001:db8:2::", 48, Some("2001:db8:1::1")),
+            ] {
+                if !leads(to, prefix, via) {
+                    return Err(format!("no route to {to}/{prefix}: {routes:?}"));
+                }
+            }
+            Ok(())
+        });
+    }
+
+    fn parse<T: std::str::FromStr>(word: &str) -> Result<T, String>
+    where
+        T::Err: std::fmt::Display,
+    {
+        word.parse().map_err(text)
+    }
+
+    /// What the interface sends that `wanted` takes, within five seconds.
+    fn sent<T>(made: &MadeLink, wanted: impl Fn(&[u8]) -> Option<T>) -> Result<T, String> {
+        use nix::poll::{PollFd, PollFlags, poll};
+        let fd = made.fd.as_ref().ok_or("no descriptor")?;
+        let mut buffer = [0; 2048];
+        let until = std::time::Instant::now() + Duration::from_secs(5);
+        while std::time::Instant::now() < until {
+            poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], 100u16).map_err(text)?;
+            while let Ok(length) = nix::unistd::read(fd, &mut buffer) {
+                if let Some(found) = wanted(buffer.get(crate::sys::vnet::VNET_HEADER..length).unwrap_or_default()) {
+                    return Ok(found);
+                }
+            }
+        }
+        Err("it did not come".to_owned())
+    }
+
+    #[test]
+    fn an_advertised_subnet_is_asked_for_at_once_and_used() {
+        in_namespace(|| {
+            let made = make_link(LinkChoice::Tap, "tl0", MAC, Some(1500)).map_err(text)?;
+            let extras = InterfaceExtras { v6_by_advertisement: true, ..InterfaceExtras::default() };
+            let settings = Settings { mac: MAC, mtu: Some(1500), extras, ..Settings::default() };
+            let done = configure("tl0", &settings).map_err(text)?;
+            if !done.notices.is_empty() {
+                return Err(format!("{done:?}"));
+            }
+            // A router solicitation (type 133) from an address that nobody was asked for.
+            let from = sent(&made, |frame| {
+                let is_solicitation = frame.len() > 54 && frame[12..14] == [0x86, 0xdd] && frame[54] == 133;
+                is_solicitation.then(|| frame[22..38].to_vec())
+            })?;
+            if from != MAC.link_local().octets() {
+                return Err(format!("it comes from {from:?}"));
+            }
+            let router: Ipv6Addr = parse("fe80::2")?;
+            let all: Ipv6Addr = parse("ff02::1")?;
+            let mut frame = vec![0; crate::sys::vnet::VNET_HEADER];
+            // 30 minutes; the prefix is on the link and for addresses (RFC 4861, 4.6.2).
+            let mut options =
+                vec![0, 0, 0, 0, 0, 0, 0, 0, 3, 4, 64, 0xc0, 0, 0, 0x0e, 0x10, 0, 0, 0x0e, 0x10, 0, 0, 0, 0];
+            options.extend("fd00::".parse::<Ipv6Addr>().map_err(text)?.octets());
+            etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 2], [0x33, 0x33, 0, 0, 0, 1])
+                .ipv6(router.octets(), all.octets(), 255)
+                .icmpv6_raw(134, 0, [64, 0, 7, 8])
+                .write(&mut frame, &options)
+                .map_err(text)?;
+            nix::unistd::write(made.fd.as_ref().ok_or("no descriptor")?, &frame).map_err(text)?;
+            let own = IpAddr::V6(MAC.address_in(parse("fd00::/64")?));
+            let mut netlink = Netlink::open().map_err(text)?;
+            for _ in 0..CARRIER_RETRIES {
+                let addresses = netlink.addresses().map_err(text)?;
+                let routes = netlink.routes().map_err(text)?;
+                let leads = routes.iter().any(|route| route.prefix == 0 && route.gateway == Some(router.into()));
+                if leads && addresses.iter().any(|a| a.ip == own && !a.tentative) {
+                    return Ok(());
+                }
+                sleep(CARRIER_PAUSE);
+            }
+            Err(format!("{:?} {:?}", netlink.addresses(), netlink.routes()))
+        });
     }
 }

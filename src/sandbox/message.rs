@@ -9,21 +9,25 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::order::Order;
-use crate::plan::{LinkKind, Reached};
+use crate::plan::{LinkKind, MacAddr, Reached};
 
 /// From the agent to the supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum FromAgent {
     /// The user namespace is there; the supervisor is to write its id maps (`--map-user auto`).
     NeedsIds,
-    /// An interface is there and has its addresses; the link's descriptor is beside this message.
+    /// An interface is there and has its addresses; the link's descriptor is beside this message, where it has one.
     Link {
         /// The order's number.
         order: u64,
         /// The interface's name.
         name: String,
-        /// What the descriptor is.
+        /// What the link is.
         kind: LinkKind,
+        /// The interface's Ethernet address, where it was there already.
+        mac: Option<MacAddr>,
+        /// The interface was there already, and stays.
+        stays: bool,
         /// What the person should know, one sentence.
         notice: Option<String>,
     },

@@ -20,8 +20,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::link::{Addresses, Configured, LinkError, MadeLink, configure, leave_to_others, make_link};
-use crate::plan::{LinkChoice, MacAddr};
+use super::link::{
+    Addresses, Configured, LinkError, MadeLink, Settings, bring_up_loopback, configure, configure_namespace, join_tap,
+    leave_to_others, make_link,
+};
+use crate::plan::{InterfaceExtras, LinkChoice, LinkKind, MacAddr};
 use crate::sys::netlink::{Link, Netlink, NetlinkError};
 
 /// The number of an interface's own routing table is this and the interface's number.
@@ -37,11 +40,11 @@ pub struct Order {
     pub name: Option<String>,
     /// Its Ethernet address.
     pub mac: MacAddr,
-    /// Its MTU in bytes.
-    pub mtu: u16,
+    /// Its MTU in bytes; `None` leaves it as the kernel makes it.
+    pub mtu: Option<u32>,
     /// What it is to be.
     pub link: LinkChoice,
-    /// Set addresses and routes and bring it up; with `false` that is left to others.
+    /// Set addresses and routes and bring it up; with `false` that is left to others, all but `lo`.
     pub configure: bool,
     /// IPv4.
     pub v4: Option<Addresses<Ipv4Addr>>,
@@ -51,6 +54,9 @@ pub struct Order {
     pub default_route: bool,
     /// It may not be the only one: what comes from its addresses is routed by a table of its own.
     pub own_table: bool,
+    /// What it is given besides; its MTU is above. Not for one with a table of its own.
+    #[serde(default)]
+    pub extras: InterfaceExtras,
 }
 
 /// An interface that was made to order.
@@ -71,19 +77,43 @@ pub fn make(order: &Order) -> Result<Made, LinkError> {
         Some(name) => name.clone(),
         None => free_name(&Netlink::open()?.links()?).ok_or(LinkError::NoName)?,
     };
-    let link = make_link(order.link, &name, order.mac, order.mtu)?;
+    let joined = match order.link {
+        LinkChoice::Auto | LinkChoice::Tap if order.extras.may_exist => join_tap(&name)?,
+        _ => None,
+    };
+    let mut link = match joined {
+        Some(link) => link,
+        None => make_link(order.link, &name, order.mac, order.mtu)?,
+    };
+    if link.kind == LinkKind::None {
+        return Ok(Made { name: "lo".to_owned(), link, notices: loopback(order)?.notices });
+    }
     if !order.configure {
-        leave_to_others(&name)?;
+        bring_up_loopback()?;
+        if !link.stays {
+            leave_to_others(&name)?;
+        }
         return Ok(Made { name, link, notices: Vec::new() });
     }
-    match configure_to_order(&name, order) {
-        Ok(done) => Ok(Made { name, link, notices: done.notices }),
+    match configure_to_order(&name, order, link.stays) {
+        Ok(done) => {
+            // It has the one that it was to have.
+            link.mac = None;
+            Ok(Made { name, link, notices: done.notices })
+        }
         Err(error) => {
             // A veth would live on for a moment, and rules do for ever.
-            let _ = remove(&name, order);
+            if !link.stays {
+                let _ = remove(&name, order);
+            }
             Err(error)
         }
     }
+}
+
+/// No interface but this one.
+fn loopback(order: &Order) -> Result<Configured, LinkError> {
+    if order.configure { configure_namespace() } else { bring_up_loopback().map(|()| Configured::default()) }
 }
 
 /// Take an interface away, with everything that was set for it. What is not there any more needs no removal.
@@ -167,10 +197,11 @@ fn free_name(links: &[Link]) -> Option<String> {
     (0..MOST_NAMES).map(|n| format!("eth{n}")).find(|name| !links.iter().any(|link| link.name == *name))
 }
 
-fn configure_to_order(name: &str, order: &Order) -> Result<Configured, LinkError> {
+fn configure_to_order(name: &str, order: &Order, stays: bool) -> Result<Configured, LinkError> {
     let v4 = order.v4.map(|a| Addresses { gateway: a.gateway.filter(|_| order.default_route), ..a });
     let v6 = order.v6.map(|a| Addresses { gateway: a.gateway.filter(|_| order.default_route), ..a });
-    let done = configure(name, order.mac, order.mtu, v4, v6)?;
+    let settings = Settings { mac: order.mac, mtu: order.mtu, v4, v6, extras: order.extras.clone(), stays };
+    let done = configure(name, &settings)?;
     if order.own_table {
         let mut netlink = Netlink::open()?;
         let index = netlink.link(name)?.index;
@@ -205,8 +236,8 @@ fn own_table(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::LinkKind;
-    use crate::sys::testing::in_namespace;
+    use crate::sys::testing::{foreign_tap, in_namespace};
+    use crate::sys::tun::TapError;
     use crate::sys::vnet::VNET_HEADER;
     use etherparse::PacketBuilder;
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -232,13 +263,14 @@ mod tests {
         Order {
             name: None,
             mac: MacAddr::from_ipv4(v4.address),
-            mtu: 1500,
+            mtu: Some(1500),
             link: LinkChoice::Tap,
             configure: true,
             v4: Some(v4),
             v6: Some(v6),
             default_route,
             own_table: true,
+            extras: InterfaceExtras::default(),
         }
     }
 
@@ -253,6 +285,10 @@ mod tests {
 
     fn unspecified(ip: IpAddr) -> IpAddr {
         if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+    }
+
+    fn tap(made: &Made) -> &OwnedFd {
+        made.link.fd.as_ref().expect("a TAP has a descriptor")
     }
 
     /// A SYN from elsewhere to this interface's address.
@@ -312,13 +348,13 @@ mod tests {
                     let gateway = families(order).find(|(ip, ..)| ip.is_ipv6() == v6).and_then(|(.., gateway)| gateway);
                     // The kernel takes packets for a new IPv6 address only once a work queue of its own has run.
                     let found = (0..50).find_map(|_| {
-                        ask(&made[asked].link.fd, order, v6).ok()?;
-                        looked_for(&made[asked].link.fd, v6, Duration::from_millis(100))
+                        ask(tap(&made[asked]), order, v6).ok()?;
+                        looked_for(tap(&made[asked]), v6, Duration::from_millis(100))
                     });
                     if found.is_none() || found != gateway {
                         return Err(format!("asked by {asked}, IPv6 {v6}: it looks for {found:?}"));
                     }
-                    if let Some(found) = looked_for(&made[1 - asked].link.fd, v6, Duration::ZERO) {
+                    if let Some(found) = looked_for(tap(&made[1 - asked]), v6, Duration::ZERO) {
                         return Err(format!("asked by {asked}, IPv6 {v6}: the other looks for {found}"));
                     }
                 }
@@ -363,7 +399,7 @@ mod tests {
                 let rules = netlink.rules().map_err(text)?.len();
                 Ok((netlink.links().map_err(text)?.len(), rules, netlink.routes().map_err(text)?.len()))
             };
-            super::super::link::configure_namespace().map_err(text)?;
+            configure_namespace().map_err(text)?;
             let before = state()?;
             for (choice, internal) in [(LinkChoice::Tap, false), (LinkChoice::Packet, false), (LinkChoice::Tap, true)] {
                 let order = Order { link: choice, ..order(176, true, internal) };
@@ -448,7 +484,7 @@ mod tests {
         in_namespace(|| {
             let taken = order(176, true, false);
             let _one = make(&taken).map_err(text)?;
-            let again = Order { name: Some("eth7".into()), mtu: 20, ..order(177, false, false) };
+            let again = Order { name: Some("eth7".into()), mtu: Some(20), ..order(177, false, false) };
             if let Ok(made) = make(&again) {
                 return Err(format!("{made:?}"));
             }
@@ -457,9 +493,69 @@ mod tests {
                 return Err("the interface is there".to_owned());
             }
             match make(&Order { name: Some("eth0".into()), ..again }) {
-                Err(LinkError::Tap(crate::sys::tun::TapError::Taken(name))) if name == "eth0" => Ok(()),
+                Err(LinkError::Tap(TapError::Taken(name))) if name == "eth0" => Ok(()),
                 other => Err(format!("{:?}", other.map(|made| made.link.kind == LinkKind::Tap))),
             }
+        });
+    }
+    #[test]
+    fn a_tap_that_is_there_is_used_as_it_is_or_as_asked_for_and_stays() {
+        in_namespace(|| {
+            drop(foreign_tap("tap0", 0, true)?);
+            let mut netlink = Netlink::open().map_err(text)?;
+            let there = netlink.link("tap0").map_err(text)?;
+            let extras = InterfaceExtras { may_exist: true, mtu: Some(0), ..InterfaceExtras::default() };
+            let plain = Order { name: Some("tap0".into()), own_table: false, extras, ..order(176, true, false) };
+            match make(&Order { extras: InterfaceExtras::default(), ..plain.clone() }) {
+                Err(LinkError::Tap(TapError::Taken(_))) => {}
+                other => return Err(format!("{other:?}")),
+            }
+            let left_alone = Order { configure: false, ..plain.clone() };
+            let made = make(&left_alone).map_err(text)?;
+            let now = netlink.link("tap0").map_err(text)?;
+            if (now.mac, now.mtu, now.up) != (there.mac, there.mtu, there.up)
+                || made.link.mac.map(|mac| mac.0) != there.mac
+                || !made.link.stays
+                || !netlink.link("lo").map_err(text)?.up
+            {
+                return Err(format!("{now:?} was {there:?}: {made:?}"));
+            }
+            match make(&left_alone) {
+                Err(error) if error.to_string().contains("another process has it open") => {}
+                other => return Err(format!("{other:?}")),
+            }
+            drop(made);
+            // What is configured may have been so before; one that fails does not take it away.
+            for _ in 0..2 {
+                let made = make(&plain).map_err(text)?;
+                let now = netlink.link("tap0").map_err(text)?;
+                if !now.up || now.mac != Some(plain.mac.0) || made.link.mac.is_some() {
+                    return Err(format!("{now:?}: {made:?}"));
+                }
+            }
+            let bad = Order { mtu: Some(20), ..plain.clone() };
+            if let Ok(made) = make(&bad) {
+                return Err(format!("{made:?}"));
+            }
+            netlink.link("tap0").map(drop).map_err(text)
+        });
+    }
+
+    #[test]
+    fn without_a_link_there_is_nothing_but_the_loopback_which_is_up() {
+        in_namespace(|| {
+            for configure in [false, true] {
+                let made =
+                    make(&Order { link: LinkChoice::None, configure, ..order(176, true, false) }).map_err(text)?;
+                let links = Netlink::open().and_then(|mut netlink| netlink.links()).map_err(text)?;
+                let ["lo"] = links.iter().map(|link| link.name.as_str()).collect::<Vec<_>>()[..] else {
+                    return Err(format!("{links:?}"));
+                };
+                if !links[0].up || made.name != "lo" || made.link.kind != LinkKind::None || made.link.fd.is_some() {
+                    return Err(format!("{made:?}"));
+                }
+            }
+            Ok(())
         });
     }
 }

@@ -23,7 +23,7 @@ pub(super) struct About {
     pub(super) search: Option<Vec<String>>,
     /// What is said.
     pub(super) logging: Logging,
-    /// What kind of link it has.
+    /// What kind of link it has on shared networks.
     pub(super) link: LinkChoice,
     /// `--link`.
     pub(super) links: Vec<SandboxLink>,
@@ -47,7 +47,7 @@ impl About {
             name: plan.name.clone(),
             search: plan.names.search.clone(),
             logging: plan.logging,
-            link: plan.interface.link,
+            link: link_there(plan.interface.link),
             links: plan.links.clone(),
             access: plan.access,
             exposed: exposed(&plan.ports),
@@ -64,7 +64,7 @@ impl About {
             name: plan.name.clone(),
             search: plan.names.search.clone(),
             logging: plan.logging,
-            link: plan.interface.link,
+            link: link_there(plan.interface.link),
             links: Vec::new(),
             access: plan.access,
             exposed: exposed(&plan.ports),
@@ -96,8 +96,13 @@ pub(super) fn of_run(
 ) -> Result<Vec<(Seat, Order)>, SandboxError> {
     let mut seats = Vec::new();
     match plan.mode {
-        Mode::Private => seats.push(private(&plan.id, &plan.name, &plan.interface, &plan.network)),
+        Mode::Private => {
+            let (seat, order) = private(&plan.id, &plan.name, &plan.interface, &plan.network);
+            check_named(std::slice::from_ref(&seat), about)?;
+            return Ok(vec![(seat, order)]);
+        }
         Mode::Bridge => {
+            check_link(plan.interface.link)?;
             let networks = Networks::open()?;
             for join in &plan.joins {
                 let place = networks.take(registration, join)?;
@@ -112,8 +117,9 @@ pub(super) fn of_run(
         Mode::None | Mode::Host | Mode::Container => {}
     }
     check_named(&seats, about)?;
-    let configure = plan.interface.configure || plan.mode != Mode::Private;
-    Ok(with_orders(seats, plan.interface.link, configure))
+    let link = plan.interface.link;
+    let order = |seat: &Seat| uplink::order(seat, Some(seat.endpoint.ifname.clone()), link, true);
+    Ok(seats.into_iter().map(|seat| (seat.clone(), order(&seat))).collect())
 }
 
 /// Likewise for `attach`. What an interface is called on a shared network, the agent finds out: it may have others.
@@ -124,9 +130,9 @@ pub(super) fn of_attach(
 ) -> Result<Vec<(Seat, Order)>, SandboxError> {
     let plan::Interface { link, configure, .. } = plan.interface;
     if plan.mode == Mode::Private {
-        let seat = private(&plan.id, &plan.name, &plan.interface, &plan.network);
-        return Ok(with_orders(vec![seat], link, configure));
+        return Ok(vec![private(&plan.id, &plan.name, &plan.interface, &plan.network)]);
     }
+    check_link(link)?;
     let networks = Networks::open()?;
     let mut seats = Vec::new();
     for join in &plan.joins {
@@ -138,6 +144,21 @@ pub(super) fn of_attach(
     let order =
         |(seat, join): (Seat, &Join)| (seat.clone(), uplink::order(&seat, join.ifname.clone(), link, configure));
     Ok(seats.into_iter().zip(&plan.joins).map(order).collect())
+}
+
+/// There is no being on a shared network without an interface.
+fn check_link(link: LinkChoice) -> Result<(), SandboxError> {
+    match link {
+        LinkChoice::None => Err(SandboxError::Inside(
+            "--link-kind none: no shared network can be joined without an interface; leave one of them out".to_owned(),
+        )),
+        LinkChoice::Auto | LinkChoice::Tap | LinkChoice::Packet => Ok(()),
+    }
+}
+
+/// What an interface on a shared network is to be, for a sandbox whose own network has this.
+fn link_there(link: LinkChoice) -> LinkChoice {
+    if link == LinkChoice::None { LinkChoice::Auto } else { link }
 }
 
 /// Is the sandbox on the networks that options name?
@@ -154,13 +175,8 @@ fn check_named(seats: &[Seat], about: &About) -> Result<(), SandboxError> {
     Ok(())
 }
 
-fn with_orders(seats: Vec<Seat>, link: LinkChoice, configure: bool) -> Vec<(Seat, Order)> {
-    let order = |seat: &Seat| uplink::order(seat, Some(seat.endpoint.ifname.clone()), link, configure);
-    seats.into_iter().map(|seat| (seat.clone(), order(&seat))).collect()
-}
-
-/// The place on a network that a sandbox has for itself.
-fn private(id: &str, name: &str, interface: &plan::Interface, network: &Network) -> Seat {
+/// The place on a network that a sandbox has for itself, and how its interface is made.
+fn private(id: &str, name: &str, interface: &plan::Interface, network: &Network) -> (Seat, Order) {
     let endpoint = Endpoint {
         id: id.to_owned(),
         name: name.to_owned(),
@@ -170,7 +186,10 @@ fn private(id: &str, name: &str, interface: &plan::Interface, network: &Network)
         v6: network.v6.map(|l| l.sandbox),
         ..Endpoint::default()
     };
-    Seat { endpoint, network: network.clone(), default_route: true }
+    let seat = Seat { endpoint, network: network.clone(), default_route: true };
+    let plan::Interface { name, link, configure, extras, .. } = interface;
+    let order = uplink::order_with(&seat, Some(name.clone()), *link, *configure, extras);
+    (seat, order)
 }
 
 /// A place on a shared network. It does not have the default route.

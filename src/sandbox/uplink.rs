@@ -35,8 +35,9 @@ use crate::control::client::{GatewayProcess, SpawnError};
 use crate::control::messages::{FromGateway, ToGateway};
 use crate::control::state::StateDir;
 use crate::control::wire::WireError;
-use crate::plan::{HostView, LinkChoice, LinkKind, Logging, Network, Seat};
+use crate::plan::{HostView, InterfaceExtras, LinkChoice, LinkKind, Logging, MacAddr, Network, Seat};
 use crate::sys::scm::ScmError;
+use crate::sys::tun;
 
 /// How long the processes of a sandbox may take to end after their sockets are closed, before they are killed.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
@@ -68,6 +69,19 @@ pub(super) enum Fate {
     GaveUp(String),
 }
 
+/// What frames are carried by.
+#[derive(Debug)]
+pub(super) struct KeptLink {
+    /// What it is.
+    pub(super) kind: LinkKind,
+    /// Its descriptor, where it has one.
+    pub(super) fd: Option<OwnedFd>,
+    /// The interface's Ethernet address, where it was not for us to choose.
+    pub(super) mac: Option<MacAddr>,
+    /// The interface outlives us.
+    pub(super) stays: bool,
+}
+
 /// A sandbox's way to one network.
 pub(super) struct Uplink {
     /// Its number among those of the sandbox, never given again; that of the order for its interface, too.
@@ -87,7 +101,7 @@ pub(super) struct Uplink {
     /// This one has refused to serve the sandbox.
     was_refused: bool,
     /// A duplicate of what the gateway has.
-    link: Option<(LinkKind, OwnedFd)>,
+    link: Option<KeptLink>,
     /// When the gateway was told everything.
     handed_over: Option<Instant>,
     /// The gateway carries frames.
@@ -171,13 +185,19 @@ impl Uplink {
     }
 
     /// The link is there.
-    pub(super) fn keep_link(&mut self, kind: LinkKind, link: OwnedFd) {
-        self.link = Some((kind, link));
+    pub(super) fn keep_link(&mut self, link: KeptLink) {
+        let Seat { endpoint, network, .. } = &mut self.seat;
+        if let Some(mac) = link.mac {
+            endpoint.mac = mac;
+            let advertised = network.v6.filter(|_| self.order.extras.v6_by_advertisement);
+            endpoint.v6 = advertised.map(|layout| mac.address_in(layout.subnet)).or(endpoint.v6);
+        }
+        self.link = Some(link);
     }
 
-    /// The link, for who wants to keep it after the uplink.
+    /// The link's descriptor, for who wants to keep it after the uplink.
     pub(super) fn take_link(&mut self) -> Option<OwnedFd> {
-        self.link.take().map(|(_, link)| link)
+        self.link.take().and_then(|link| link.fd)
     }
 
     /// Has the link come?
@@ -224,10 +244,10 @@ impl Uplink {
         host: HostView,
         api: Option<BorrowedFd<'_>>,
     ) -> Result<(), WireError> {
-        let (Some(gateway), Some((kind, link))) = (&self.gateway, &self.link) else { return Ok(()) };
+        let (Some(gateway), Some(KeptLink { kind, fd, .. })) = (&self.gateway, &self.link) else { return Ok(()) };
         let endpoint = self.seat.endpoint.clone();
         let message = ToGateway::Attach { network, endpoint, link: *kind, host, api: api.is_some() };
-        let fds: Vec<BorrowedFd<'_>> = [link.as_fd()].into_iter().chain(api).collect();
+        let fds: Vec<BorrowedFd<'_>> = fd.iter().map(AsFd::as_fd).chain(api).collect();
         self.handed_over = Some(Instant::now());
         self.since = self.since.or(self.handed_over);
         unless_gone(gateway.connection().send(&message, &fds))
@@ -355,6 +375,10 @@ impl Uplink {
     /// Without that it ends by itself.
     pub(super) fn end(self) -> Option<GatewayProcess> {
         let is_shared = self.is_shared();
+        if let Some(KeptLink { fd: Some(fd), stays: true, .. }) = &self.link {
+            // Whoever has it next need not know of offloads. One that is gone needs nothing.
+            let _ = tun::leave(fd);
+        }
         self.gateway.filter(|_| !is_shared)
     }
 
@@ -391,6 +415,17 @@ const LINK_LOCAL: ipnet::Ipv6Net = ipnet::Ipv6Net::new_assert(std::net::Ipv6Addr
 
 /// How an endpoint's interface is made.
 pub(super) fn order(seat: &Seat, name: Option<String>, link: LinkChoice, configure: bool) -> Order {
+    order_with(seat, name, link, configure, &InterfaceExtras::default())
+}
+
+/// Likewise, and what it is given besides.
+pub(super) fn order_with(
+    seat: &Seat,
+    name: Option<String>,
+    link: LinkChoice,
+    configure: bool,
+    extras: &InterfaceExtras,
+) -> Order {
     let Seat { endpoint, network, default_route } = seat;
     let is_open = network.sharing.is_none_or(|sharing| !sharing.internal);
     let v4 = network.v4.zip(endpoint.v4).map(|(layout, address)| Addresses {
@@ -403,16 +438,18 @@ pub(super) fn order(seat: &Seat, name: Option<String>, link: LinkChoice, configu
         prefix: layout.subnet.prefix_len(),
         gateway: is_open.then_some(layout.gateway),
     });
+    let v6_by_advertisement = extras.v6_by_advertisement && network.v6.is_some();
     Order {
         name,
         mac: endpoint.mac,
-        mtu: network.mtu,
+        mtu: Some(extras.mtu.unwrap_or(network.mtu.into())).filter(|mtu| *mtu > 0),
         link,
         configure,
         v4,
-        v6,
+        v6: v6.filter(|_| !v6_by_advertisement),
         default_route: *default_route,
         own_table: network.sharing.is_some(),
+        extras: InterfaceExtras { v6_by_advertisement, ..extras.clone() },
     }
 }
 
@@ -461,7 +498,7 @@ mod tests {
         silent.args(["-c", "exec sleep 60"]);
         uplink.gateway = Some(GatewayProcess::start(silent, Vec::new()).unwrap());
         let (link, _other) = crate::sys::scm::pair().unwrap();
-        uplink.keep_link(LinkKind::Tap, link);
+        uplink.keep_link(KeptLink { kind: LinkKind::Tap, fd: Some(link), mac: None, stays: false });
         let now = Instant::now();
         assert_eq!(uplink.deadline(), None);
         uplink.hand_over(uplink.seat.network.clone(), HostView::default(), None).unwrap();
@@ -501,7 +538,7 @@ mod tests {
         // One that ends with the link in its hands is no better the next time.
         uplink.gateway = ending();
         let (link, _other) = crate::sys::scm::pair().unwrap();
-        uplink.keep_link(LinkKind::Tap, link);
+        uplink.keep_link(KeptLink { kind: LinkKind::Tap, fd: Some(link), mac: None, stays: false });
         uplink.hand_over(uplink.seat.network.clone(), HostView::default(), None).unwrap();
         assert_eq!(uplink.handle_end(Instant::now()), Fate::Again);
         uplink.gateway = ending();

@@ -52,7 +52,7 @@ use super::message::{FromAgent, ToAgent};
 use super::order::Order;
 use super::ports::{Inner, PortKeeper, Settled, reach_batches};
 use super::seats::{self, About};
-use super::uplink::{self, Fate, Uplink};
+use super::uplink::{self, Fate, KeptLink, Uplink};
 use crate::control::client::GatewayProcess;
 use crate::control::messages::{FromGateway, ToGateway};
 use crate::control::networks::Networks;
@@ -416,14 +416,15 @@ impl Uplinks {
             FromAgent::Notice { text } => tracing::warn!("{text}"),
             FromAgent::Reached { reached } => self.reached.extend(reached.into_iter().zip(fds)),
             FromAgent::Listeners { tcp, udp } => self.follow(tcp, udp),
-            FromAgent::Link { order, name, kind, notice } => {
+            FromAgent::Link { order, name, kind, mac, stays, notice } => {
                 if let Some(notice) = notice {
                     tracing::warn!("{notice}");
                 }
-                let Some(link) = fds.pop() else {
+                let fd = fds.pop();
+                if fd.is_none() && kind != LinkKind::None {
                     return Err(SandboxError::Inside("the sandbox's agent sent no link".into()));
-                };
-                self.keep_link(order, name, kind, link);
+                }
+                self.keep_link(order, name, KeptLink { kind, fd, mac, stays });
             }
             FromAgent::Done { order, error } => self.handle_done(order, error),
             // The rest is for `run` alone.
@@ -432,18 +433,19 @@ impl Uplinks {
         Ok(())
     }
 
-    fn keep_link(&mut self, order: u64, name: String, kind: LinkKind, link: OwnedFd) {
+    fn keep_link(&mut self, order: u64, name: String, link: KeptLink) {
         if let Some(at) = self.at(order) {
-            let renamed = std::mem::replace(&mut self.all[at].seat.endpoint.ifname, name);
-            self.all[at].keep_link(kind, link);
-            if renamed.is_empty() && !self.is_wanted_by_caller(order) {
+            let before = self.all[at].seat.clone();
+            self.all[at].seat.endpoint.ifname = name;
+            self.all[at].keep_link(link);
+            if self.all[at].seat != before && !self.is_wanted_by_caller(order) {
                 self.write_down_seats();
             }
         } else if let Some(at) = self.unwanted.iter().position(|(number, _)| *number == order) {
             let (_, interface) = self.unwanted.swap_remove(at);
             let order = self.number();
             self.orders.push_back(ToAgent::Remove { order, name, interface });
-            self.removing.push((order, link));
+            self.removing.extend(link.fd.map(|fd| (order, fd)));
         }
     }
 

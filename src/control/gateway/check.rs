@@ -16,7 +16,7 @@ pub struct Request {
     pub endpoint: Endpoint,
     pub host: HostView,
     pub kind: LinkKind,
-    pub link: OwnedFd,
+    pub link: Option<OwnedFd>,
     pub api: Option<UnixListener>,
 }
 
@@ -30,14 +30,17 @@ impl Request {
         let ToGateway::Attach { network, endpoint, link: kind, host, api } = message else {
             return Err("the first message was not `attach`".to_owned());
         };
-        let expected = 1 + usize::from(api);
+        let has_link = kind != LinkKind::None;
+        let expected = usize::from(has_link) + usize::from(api);
         if fds.len() != expected {
             return Err(format!("{} descriptors came with `attach`, {expected} were expected", fds.len()));
         }
         let mut fds = fds.into_iter();
         // Their number was checked above.
-        let link = fds.next().ok_or("no link")?;
-        check_link(kind, &link).map_err(|e| format!("the link's descriptor is not a {}: {e}", name_of(kind)))?;
+        let link = has_link.then(|| fds.next()).flatten();
+        if let Some(link) = &link {
+            check_link(kind, link).map_err(|e| format!("the link's descriptor is not a {}: {e}", name_of(kind)))?;
+        }
         let api = match fds.next() {
             None => None,
             Some(fd) => {
@@ -51,8 +54,9 @@ impl Request {
 
 fn name_of(kind: LinkKind) -> &'static str {
     match kind {
-        LinkKind::Tap => "TAP device",
+        LinkKind::Tap | LinkKind::PlainTap => "TAP device",
         LinkKind::Packet => "packet socket",
+        LinkKind::None => "link",
     }
 }
 
@@ -69,7 +73,7 @@ pub fn check_attach(fd: &OwnedFd) -> io::Result<()> {
 /// the worker, which asks the device (TUNGETIFF).
 pub fn check_link(kind: LinkKind, fd: &OwnedFd) -> io::Result<()> {
     match kind {
-        LinkKind::Tap => {
+        LinkKind::Tap | LinkKind::PlainTap => {
             let stat = fstat(fd)?;
             let is_device = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFCHR;
             // 10:200 is /dev/net/tun (linux/miscdevice.h, TUN_MINOR).
@@ -83,6 +87,7 @@ pub fn check_link(kind: LinkKind, fd: &OwnedFd) -> io::Result<()> {
                 return Err(io::Error::other("it is another kind of socket"));
             }
         }
+        LinkKind::None => return Err(io::Error::other("there is to be none")),
     }
     set_nonblocking(fd)
 }

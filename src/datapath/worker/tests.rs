@@ -8,7 +8,7 @@ use super::*;
 use crate::datapath::commands::{EVENT_CAPACITY, Snapshot};
 use crate::gateway::emit::testing::{SANDBOX_MAC, network};
 use crate::plan::{LinkChoice, MacAddr, Sharing};
-use crate::sandbox::link::{configure, make_link};
+use crate::sandbox::link::{Settings, configure, make_link};
 use crate::sys::netlink::Netlink;
 use crate::sys::packet::{self, PacketRing};
 use crate::sys::testing::in_namespace;
@@ -50,8 +50,8 @@ impl Inside {
 /// Put a sandbox on the network.
 fn attach(worker: &CommandSender, number: u8, mac: MacAddr) -> Result<(PortId, Inside), String> {
     let ifname = format!("tl{number}");
-    let made = make_link(LinkChoice::Tap, &ifname, mac, 1500).map_err(text)?;
-    configure(&ifname, mac, 1500, None, None).map_err(text)?;
+    let made = make_link(LinkChoice::Tap, &ifname, mac, Some(1500)).map_err(text)?;
+    configure(&ifname, &Settings { mac, mtu: Some(1500), ..Settings::default() }).map_err(text)?;
     let index = Netlink::open().map_err(text)?.link(&ifname).map_err(text)?.index;
     let inside = Inside(PacketRing::from_fd(packet::open(index).map_err(text)?).map_err(text)?);
     let endpoint = Endpoint {
