@@ -15,6 +15,9 @@
 //! When the gateway carries frames the one who waits is told: a `1` and a newline on `--ready-fd`, the PID in
 //! `--pid-file`, and with `--detach` the parent, which has waited on a pipe for this or for the reason why not.
 //!
+//! A target may be no more than the descriptor of a TAP that somebody else made. There is no agent then, nothing is
+//! configured, and the end is whoever started it's to say. Whether its frames have a header is asked of the kernel.
+//!
 //! It ends when the target ends, `--exit-fd` hangs up, or SIGTERM, SIGINT, SIGHUP or SIGQUIT ask for it; in each case
 //! the gateway is waited for, since the interface disappears with the last descriptor of it.
 use std::fs::File;
@@ -36,14 +39,14 @@ use super::seats::{self, About};
 use super::signals::Signals;
 use super::supervisor::{end_child, round_up};
 use super::target::{self, Life, Opened};
-use super::uplink::PATIENCE;
+use super::uplink::{KeptLink, PATIENCE};
 use super::uplinks::{Ear, GaveUp, Record, Uplinks};
 use crate::control::state::{SandboxState, StateDir};
 use crate::control::wire;
 use crate::host::watch::HostWatch;
-use crate::plan::{self, Ports, Reached, Target};
+use crate::plan::{self, LinkKind, MacAddr, Ports, Reached, Target};
 use crate::sys::proc::{self, Forked};
-use crate::sys::scm;
+use crate::sys::{scm, tun};
 
 /// Why an attached namespace is no longer served, or not by this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,8 +71,12 @@ pub fn attach(plan: plan::Attach) -> Result<Ended, SandboxError> {
     let adopt = |number: Option<i32>| number.map(proc::adopt_fd).transpose();
     let ready = adopt(plan.ready_fd).map_err(SandboxError::io("use the descriptor of --ready-fd"))?;
     let exit = adopt(plan.exit_fd).map_err(SandboxError::io("use the descriptor of --exit-fd"))?;
+    let tap = match plan.target {
+        Target::Tap(number) => Some(adopt_tap(number)?),
+        Target::Pid(_) | Target::Path { .. } => None,
+    };
     if !plan.detach {
-        return Service::start(&plan, ready, exit, None)?.serve();
+        return Service::start(&plan, ready, exit, tap, None)?.serve();
     }
     let (mut report, told) = std::io::pipe().map_err(SandboxError::io("make a pipe"))?;
     match proc::fork().map_err(SandboxError::io("go to the background"))? {
@@ -87,7 +94,7 @@ pub fn attach(plan: plan::Attach) -> Result<Ended, SandboxError> {
             drop(report);
             let _ = setsid();
             let mut failed = told.try_clone().map_err(SandboxError::io("make a pipe"))?;
-            match Service::start(&plan, ready, exit, Some(told)) {
+            match Service::start(&plan, ready, exit, tap, Some(told)) {
                 Ok(mut service) => {
                     // From here on the parent is told by `ready`, or by the error; never by both.
                     drop(failed);
@@ -100,6 +107,15 @@ pub fn attach(plan: plan::Attach) -> Result<Ended, SandboxError> {
             }
         }
     }
+}
+
+/// The link of a target that is no more than a TAP's descriptor; and its interface's name.
+fn adopt_tap(number: i32) -> Result<(String, KeptLink), SandboxError> {
+    let fd = proc::adopt_fd(number).map_err(SandboxError::io("use the TAP's descriptor"))?;
+    let made = tun::inspect(&fd).map_err(|error| SandboxError::Inside(format!("descriptor {number}: {error}")))?;
+    let kind = if made.has_header { LinkKind::Tap } else { LinkKind::PlainTap };
+    let mac = tun::ethernet_address(&fd).ok().map(MacAddr);
+    Ok((made.name, KeptLink { kind, fd: Some(fd), mac, stays: true }))
 }
 
 /// What a detached supervisor tells its parent; no error is just this.
@@ -161,10 +177,14 @@ impl<'a> Service<'a> {
         plan: &'a plan::Attach,
         ready_fd: Option<OwnedFd>,
         exit: Option<OwnedFd>,
+        tap: Option<(String, KeptLink)>,
         parent: Option<PipeWriter>,
     ) -> Result<Service<'a>, SandboxError> {
         let signals = Signals::take().map_err(SandboxError::io("read signals"))?;
-        let (opened, life) = target::open(&plan.target)?;
+        let (opened, life) = match &tap {
+            Some(_) => (None, Life::Unknown),
+            None => target::open(&plan.target).map(|(opened, life)| (Some(opened), life))?,
+        };
         let states = StateDir::open()?;
         let about = About::of_attach(plan);
         let mut registration = states.register(&plan.id, &plan.name)?;
@@ -173,18 +193,15 @@ impl<'a> Service<'a> {
         seats::write_down(&mut record.state, seats.iter().map(|(seat, _)| seat.clone()).collect());
         record.publish()?;
         let watch = HostWatch::new()?;
-        let (socket, supervisor) = scm::pair().map_err(SandboxError::io("make a socket pair"))?;
-        let own = getpid();
         let errand = if needs_agent(&plan.ports) { Errand::LinkAndStay } else { Errand::Link };
         let orders: Vec<Order> = seats.iter().map(|(_, order)| order.clone()).collect();
-        let agent = match proc::fork().map_err(SandboxError::io("start the agent"))? {
-            Forked::Child => agent(own, plan, &orders, &opened, &supervisor, errand, Vec::new()),
-            Forked::Parent(pid) => pid,
-        };
-        // Descriptors of the namespace would keep it alive.
-        drop((opened, supervisor));
+        let started = opened.map(|opened| start_agent(plan, &orders, opened, errand, Vec::new())).transpose()?;
+        let (agent, socket) = started.unzip();
         let detached = parent.is_some();
         let mut uplinks = Uplinks::new(about, &plan.ports, states, record, Some(watch), seats);
+        if let Some((name, link)) = tap {
+            uplinks.keep_first_link(name, link);
+        }
         let mut start = || uplinks.start_gateways();
         let started = if detached {
             // The caller may be reading our standard error to its end.
@@ -194,7 +211,7 @@ impl<'a> Service<'a> {
         };
         if let Err(error) = started.and_then(|()| uplinks.bind_ports(&plan.ports)) {
             drop((socket, uplinks));
-            end_child(agent);
+            agent.into_iter().for_each(end_child);
             return Err(error);
         }
         uplinks.listen();
@@ -203,8 +220,8 @@ impl<'a> Service<'a> {
             signals,
             life,
             exit,
-            agent: Some(agent),
-            socket: Some(socket),
+            agent,
+            socket,
             errand,
             agents_left: MOST_AGENTS,
             uplinks: Some(uplinks),
@@ -303,6 +320,10 @@ impl<'a> Service<'a> {
 
     fn start_agent_if_needed(&mut self) -> bool {
         let Some(uplinks) = &self.uplinks else { return false };
+        if matches!(self.plan.target, Target::Tap(_)) {
+            // There is no namespace that one could enter.
+            return false;
+        }
         if !(uplinks.needs_agent() && uplinks.has_links() && self.socket.is_none() && self.agents_left > 0) {
             return false;
         }
@@ -331,15 +352,10 @@ impl<'a> Service<'a> {
             // Another may have its number or its path now.
             return Ok(());
         }
-        let (socket, supervisor) = scm::pair().map_err(SandboxError::io("make a socket pair"))?;
-        let own = getpid();
         let reached = self.uplinks.as_ref().map(Uplinks::reached).unwrap_or_default();
         self.errand = Errand::Stay;
-        self.agent = match proc::fork().map_err(SandboxError::io("start the agent"))? {
-            Forked::Child => agent(own, self.plan, &[], &opened, &supervisor, self.errand, reached),
-            Forked::Parent(pid) => Some(pid),
-        };
-        self.socket = Some(socket);
+        let (agent, socket) = start_agent(self.plan, &[], opened, self.errand, reached)?;
+        (self.agent, self.socket) = (Some(agent), Some(socket));
         self.uplinks.iter_mut().for_each(Uplinks::forget_agent);
         Ok(())
     }
@@ -459,6 +475,23 @@ fn go_on_without(GaveUp { network, is_private, how }: GaveUp) -> Result<(), Sand
 /// Do the ports that were asked for need somebody inside?
 fn needs_agent(ports: &Ports) -> bool {
     ports.auto.is_some() || ports.specs().next().is_some()
+}
+
+/// Fork an agent; its PID, and the socket to it. Our own descriptors of the namespace, which would keep it alive, are
+/// closed.
+fn start_agent(
+    plan: &plan::Attach,
+    orders: &[Order],
+    opened: Opened,
+    errand: Errand,
+    reached: Vec<Reached>,
+) -> Result<(Pid, OwnedFd), SandboxError> {
+    let (socket, supervisor) = scm::pair().map_err(SandboxError::io("make a socket pair"))?;
+    let own = getpid();
+    match proc::fork().map_err(SandboxError::io("start the agent"))? {
+        Forked::Child => agent(own, plan, orders, &opened, &supervisor, errand, reached),
+        Forked::Parent(pid) => Ok((pid, socket)),
+    }
 }
 
 /// In the child: enter, make the interface, hand over the link, end; or stay. `reached` is what was made for `--reach`

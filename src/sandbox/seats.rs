@@ -4,12 +4,13 @@ use std::net::IpAddr;
 
 use super::SandboxError;
 use super::order::Order;
+use super::target::TargetError;
 use super::uplink;
 use crate::control::networks::{Networks, Place};
 use crate::control::state::{Registration, SandboxState};
 use crate::plan::{
     self, Access, Endpoint, Expose, HostTarget, Join, LinkChoice, Logging, Mode, Names, Network, Ports, Run,
-    SandboxLink, Seat,
+    SandboxLink, Seat, Target,
 };
 
 /// What is the same for all of a sandbox's places.
@@ -133,6 +134,9 @@ pub(super) fn of_attach(
         return Ok(vec![private(&plan.id, &plan.name, &plan.interface, &plan.network)]);
     }
     check_link(link)?;
+    if let Target::Tap(_) = plan.target {
+        return Err(SandboxError::Target(TargetError::NoNamespace));
+    }
     let networks = Networks::open()?;
     let mut seats = Vec::new();
     for join in &plan.joins {

@@ -433,6 +433,11 @@ impl Uplinks {
         Ok(())
     }
 
+    /// The link of the first network is there already: nobody is to make it.
+    pub(super) fn keep_first_link(&mut self, name: String, link: KeptLink) {
+        self.keep_link(0, name, link);
+    }
+
     fn keep_link(&mut self, order: u64, name: String, link: KeptLink) {
         if let Some(at) = self.at(order) {
             let before = self.all[at].seat.clone();
