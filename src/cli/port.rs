@@ -103,6 +103,7 @@ mod tests {
             dual_stack,
             sandbox_port,
             sandbox_address: None,
+            device: 0,
             proxy: None,
             from: Vec::new(),
             spec: "80".into(),

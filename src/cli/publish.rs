@@ -134,6 +134,7 @@ mod tests {
             dual_stack: host.starts_with("[::]"),
             sandbox_port,
             sandbox_address: None,
+            device: 0,
             proxy: None,
             from: Vec::new(),
             spec: spec.into(),

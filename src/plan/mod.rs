@@ -23,9 +23,9 @@ pub use network::{
     LocalClients, Mapping, Network, Outbound, PRIVATE, SandboxLink, Services, Sharing,
 };
 pub use ports::{
-    Auto, AutoRules, BindManner, ClashError, Expose, Origin, PortFailure, PortRange, Ports, Protocol, ProxyVersion,
-    PublishArg, PublishSpec, Published, PublishedKey, Reach, Reached, SpecError, check_specs, parse_clients,
-    parse_port,
+    Auto, AutoRules, BindFailure, BindManner, ClashError, Expose, Origin, PortFailure, PortRange, Ports, Protocol,
+    ProxyVersion, PublishArg, PublishSpec, Published, PublishedKey, Reach, Reached, SpecError, check_specs,
+    parse_clients, parse_port,
 };
 pub use run::{
     Attach, HostTarget, Interface, InterfaceExtras, Join, LinkChoice, Logging, MapUser, Mode, Names, PidMode, Route,

@@ -325,6 +325,9 @@ pub struct Published {
     pub host: SocketAddr,
     /// The socket takes IPv4 as well (IPV6_V6ONLY is off, ipv6(7)).
     pub dual_stack: bool,
+    /// The index of the only interface of the host that clients come in by; 0 for any.
+    #[serde(default, skip_serializing_if = "is_any")]
+    pub device: u32,
     /// The sandbox's port.
     pub sandbox_port: u16,
     /// The address inside that it leads to; `None` means the sandbox's own.
@@ -347,12 +350,19 @@ pub struct PublishedKey {
     pub protocol: Protocol,
     /// What the socket is bound to.
     pub host: SocketAddr,
+    /// The interface, as in [`Published::device`]: sockets of different ones may share an address.
+    #[serde(default, skip_serializing_if = "is_any")]
+    pub device: u32,
+}
+
+fn is_any(device: &u32) -> bool {
+    *device == 0
 }
 
 impl Published {
     /// What tells it apart.
     pub fn key(&self) -> PublishedKey {
-        PublishedKey { protocol: self.protocol, host: self.host }
+        PublishedKey { protocol: self.protocol, host: self.host, device: self.device }
     }
 }
 
@@ -376,12 +386,30 @@ pub struct PortFailure {
     pub code: String,
     /// What, why, what to do.
     pub message: String,
+    /// The kernel's own answer, where a socket could not be bound; for who has other words for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bind: Option<Box<BindFailure>>,
+}
+
+/// A socket that could not be bound.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BindFailure {
+    /// [`PublishSpec::text`].
+    pub spec: String,
+    /// Which port of the host; `None` for any free one.
+    pub port: Option<u16>,
+    /// The kernel's number (errno(3)), and what it is called (strerror(3)).
+    pub errno: i32,
+    /// Likewise.
+    pub reason: String,
+    /// The spec is tolerant: no other of its ports could be bound either, or none of them any more.
+    pub tolerant: bool,
 }
 
 impl PortFailure {
     /// A failure of this code.
     pub fn new(code: &str, message: impl Into<String>) -> PortFailure {
-        PortFailure { code: code.to_owned(), message: message.into() }
+        PortFailure { code: code.to_owned(), message: message.into(), bind: None }
     }
 }
 

@@ -355,6 +355,7 @@ mod tests {
             dual_stack: true,
             sandbox_port: 80,
             sandbox_address: None,
+            device: 0,
             proxy: None,
             from: vec![],
             spec: "8080:80".to_owned(),

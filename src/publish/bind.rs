@@ -14,22 +14,30 @@
 //! net/ipv4/inet_connection_sock.c). A port may turn out to be taken as late as in listen(2), when another program is
 //! as quick; then another free one is asked for.
 //!
+//! Where a *manner* says so ([`BindManner`](crate::plan::BindManner)): SO_BINDTODEVICE and IP_FREEBIND before the bind;
+//! two specs that differ in their interface may share a port. Of a *tolerant* spec, and of all those together that come
+//! from the same words, ports that are taken, not allowed or not the host's are left out, which one line at debug level
+//! says; an error is only that none is left, or that there is no descriptor for the next one.
+//!
+//! A spec that *follows* the sandbox has no socket of its own; it is bound a port at a time ([`bind_followed`]).
+//!
 //! What a failure means to a person is told here as well ([`PortFailure`]), because only here is known what was
 //! tried: who has the port ([`holder`]), from where on ports are free for everybody, which addresses there are. To find
 //! that out takes a while, so it is done for what a person is told, and not before ([`Refusal::explain`]).
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 
 use ipnet::IpNet;
+use nix::net::if_::if_nametoindex;
 use nix::sys::resource::{Resource, getrlimit};
 use socket2::{Domain, Socket, Type};
 
 use super::holder;
 use super::splice;
-use crate::plan::{Auto, Origin, PortFailure, PortRange, Protocol, PublishSpec, Published};
+use crate::plan::{Auto, BindFailure, Origin, PortFailure, PortRange, Protocol, PublishSpec, Published};
 
 /// How often a free port is asked for when others take what was found.
 const TRIES: u32 = 16;
@@ -48,28 +56,90 @@ pub struct Bound {
 /// # Errors
 /// What was tried, why it failed, what to do.
 pub fn bind(spec: &PublishSpec, sandbox: &str, from: &[IpNet], origin: Origin) -> Result<Vec<Bound>, PortFailure> {
-    attempt(spec, sandbox, from, origin).map_err(|refusal| refusal.explain(true))
+    bind_all(&[spec], sandbox, from, origin)
+}
+
+/// All sockets of several specs, or none. Those that follow the sandbox have none yet.
+///
+/// # Errors
+/// What was tried, why it failed, what to do.
+pub fn bind_all(
+    specs: &[&PublishSpec],
+    sandbox: &str,
+    from: &[IpNet],
+    origin: Origin,
+) -> Result<Vec<Bound>, PortFailure> {
+    let mut all = Vec::new();
+    let mut rest = specs;
+    while let Some((spec, others)) = rest.split_first() {
+        let like = |other: &&&PublishSpec| other.manner.tolerant && other.text == spec.text;
+        let alike = if spec.manner.tolerant { others.iter().take_while(like).count() } else { 0 };
+        let (group, after) = rest.split_at(1 + alike);
+        rest = after;
+        if spec.manner.following {
+            continue;
+        }
+        all.extend(if spec.manner.tolerant {
+            attempt_some(group, sandbox, from, origin).map_err(|refusal| refusal.explain(false))?
+        } else {
+            attempt(spec, sandbox, from, origin).map_err(|refusal| refusal.explain(true))?
+        });
+    }
+    Ok(all)
+}
+
+/// As many sockets of these specs as can be had, which all come from the same words.
+fn attempt_some(specs: &[&PublishSpec], sandbox: &str, from: &[IpNet], origin: Origin) -> Result<Vec<Bound>, Refusal> {
+    let (mut all, mut left_out, mut first) = (Vec::new(), 0_u32, None);
+    for spec in specs {
+        let place = Place::of(spec);
+        let Some(host) = spec.host.filter(|host| host.count() == spec.sandbox.count()) else {
+            all.extend(attempt(spec, sandbox, from, origin)?);
+            continue;
+        };
+        for (inside, port) in spec.sandbox.ports().zip(host.ports()) {
+            match place.listen(port) {
+                Ok(socket) => all.push(place.bound(spec, inside, socket, sandbox, from, origin)),
+                Err(error) => {
+                    let is_final = !is_of_one_port(&error);
+                    if is_final || first.is_none() {
+                        first = Some(Refusal {
+                            place: place.clone(),
+                            spec: Box::new((*spec).clone()),
+                            port: Some(port),
+                            error,
+                        });
+                    }
+                    if is_final {
+                        break;
+                    }
+                    left_out += 1;
+                }
+            }
+        }
+        if let Some(refusal) = first.take_if(|refusal| !is_of_one_port(&refusal.error)) {
+            return Err(refusal);
+        }
+    }
+    match first {
+        Some(refusal) if all.is_empty() => Err(refusal),
+        Some(refusal) => {
+            let (text, port, error) = (&refusal.spec.text, refusal.port.unwrap_or_default(), &refusal.error);
+            tracing::debug!("'{text}': {left_out} ports are left out, first {port} ({error})");
+            Ok(all)
+        }
+        None => Ok(all),
+    }
 }
 
 fn attempt(spec: &PublishSpec, sandbox: &str, from: &[IpNet], origin: Origin) -> Result<Vec<Bound>, Refusal> {
-    let place = Place::of(spec.address, spec.protocol);
+    let place = Place::of(spec);
     let sandbox_ports = spec.sandbox.ports();
-    let bound = |sandbox_port: u16, (socket, port): (Socket, u16)| Bound {
-        published: Published {
-            sandbox: sandbox.to_owned(),
-            protocol: spec.protocol,
-            host: SocketAddr::new(place.address, port),
-            dual_stack: place.dual_stack,
-            sandbox_port,
-            sandbox_address: None,
-            proxy: spec.proxy,
-            from: from.to_vec(),
-            spec: spec.text.clone(),
-            origin,
-        },
-        socket: socket.into(),
+    let bound = |inside: u16, socket: (Socket, u16)| place.bound(spec, inside, socket, sandbox, from, origin);
+    let failure = |port: Option<u16>| {
+        let place = &place;
+        move |error: io::Error| Refusal { place: place.clone(), spec: Box::new(spec.clone()), port, error }
     };
-    let failure = |port: Option<u16>| move |error: io::Error| Refusal { place, spec: spec.clone(), port, error };
     match spec.host {
         None => sandbox_ports.map(|inside| Ok(bound(inside, place.listen_free().map_err(failure(None))?))).collect(),
         Some(host) if host.count() == spec.sandbox.count() => sandbox_ports
@@ -83,11 +153,28 @@ fn attempt(spec: &PublishSpec, sandbox: &str, from: &[IpNet], origin: Origin) ->
     }
 }
 
+/// For a spec that follows the sandbox, which listens on this port: its socket, at the number that the spec says.
+///
+/// # Errors
+/// When it cannot be had. None is had, and that is no error, where the spec does not mean the port.
+pub fn bind_followed(
+    spec: &PublishSpec,
+    sandbox_port: u16,
+    sandbox: &str,
+    from: &[IpNet],
+) -> Result<Vec<Bound>, Refusal> {
+    let offset = sandbox_port.checked_sub(spec.sandbox.first).filter(|_| spec.sandbox.contains(sandbox_port));
+    let Some((offset, host)) = offset.zip(spec.host) else { return Ok(Vec::new()) };
+    let one = |port: u16| PortRange { first: port, last: port };
+    let spec = PublishSpec { host: Some(one(host.first + offset)), sandbox: one(sandbox_port), ..spec.clone() };
+    attempt(&spec, sandbox, from, Origin::Auto)
+}
+
 /// What could not be bound, and the kernel's answer.
 #[derive(Debug)]
 pub struct Refusal {
     place: Place,
-    spec: PublishSpec,
+    spec: Box<PublishSpec>,
     /// `None`: any free one.
     port: Option<u16>,
     error: io::Error,
@@ -97,6 +184,11 @@ impl Refusal {
     /// What it means to a person. Who has the port is looked for only with `names_holder`: that takes long.
     pub fn explain(&self, names_holder: bool) -> PortFailure {
         self.place.failure(&self.spec, self.port, &self.error, names_holder)
+    }
+
+    /// Is another port of no use either: no descriptor is left?
+    pub fn is_exhausted(&self) -> bool {
+        matches!(self.error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
     }
 
     fn is_taken(&self) -> bool {
@@ -122,12 +214,13 @@ pub struct Near {
 }
 
 /// For `-p auto`: the sandbox's port under the same number of the host, on the addresses that `auto` means; when
-/// that is taken, or for root only, under a free one.
+/// that is taken, or for root only, under a free one, unless it is to have the `same_number`.
 ///
 /// # Errors
 /// When there is no free one either.
 pub fn bind_or_near(
     auto: Auto,
+    same_number: bool,
     protocol: Protocol,
     sandbox_port: u16,
     sandbox: &str,
@@ -167,7 +260,7 @@ pub fn bind_or_near(
     };
     let taken = match at(Some(sandbox_port)) {
         Ok(bound) => return Ok(Near { bound, taken: None }),
-        Err(refusal) if refusal.is_taken() || refusal.is_privileged() => refusal,
+        Err(refusal) if !same_number && (refusal.is_taken() || refusal.is_privileged()) => refusal,
         Err(refusal) => return Err(refusal),
     };
     // What is free on one address need not be so on the other.
@@ -182,33 +275,79 @@ pub fn bind_or_near(
 }
 
 /// Where sockets are bound.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Place {
     address: IpAddr,
     dual_stack: bool,
     protocol: Protocol,
+    interface: Option<String>,
+    /// The interface's index; 0 without.
+    device: u32,
+    freebind: bool,
 }
 
 impl Place {
-    fn of(address: Option<IpAddr>, protocol: Protocol) -> Place {
-        let (address, dual_stack) = match address {
+    fn of(spec: &PublishSpec) -> Place {
+        let (address, dual_stack) = match spec.address {
             Some(address) => (address, false),
             None if host_has_ipv6() => (Ipv6Addr::UNSPECIFIED.into(), true),
             None => (Ipv4Addr::UNSPECIFIED.into(), false),
         };
-        Place { address, dual_stack, protocol }
+        let interface = spec.manner.interface.clone();
+        // Where there is no such interface, that is told when it is bound to.
+        let device = interface.as_deref().and_then(|name| if_nametoindex(name).ok()).unwrap_or(0);
+        Place { address, dual_stack, protocol: spec.protocol, interface, device, freebind: spec.manner.freebind }
+    }
+
+    /// Addresses of one link need to be told which (ipv6(7)).
+    fn at(&self, port: u16) -> SocketAddr {
+        match self.address {
+            IpAddr::V6(ip) if ip.is_unicast_link_local() => SocketAddrV6::new(ip, port, 0, self.device).into(),
+            address => SocketAddr::new(address, port),
+        }
+    }
+
+    fn bound(
+        &self,
+        spec: &PublishSpec,
+        sandbox_port: u16,
+        (socket, port): (Socket, u16),
+        sandbox: &str,
+        from: &[IpNet],
+        origin: Origin,
+    ) -> Bound {
+        let published = Published {
+            sandbox: sandbox.to_owned(),
+            protocol: spec.protocol,
+            host: self.at(port),
+            dual_stack: self.dual_stack,
+            device: self.device,
+            sandbox_port,
+            sandbox_address: spec.manner.sandbox_address,
+            proxy: spec.proxy,
+            from: from.to_vec(),
+            spec: spec.text.clone(),
+            origin,
+        };
+        Bound { published, socket: socket.into() }
     }
 
     /// A socket at this port, and its port: another one for port 0 only.
-    fn listen(self, port: u16) -> io::Result<(Socket, u16)> {
+    fn listen(&self, port: u16) -> io::Result<(Socket, u16)> {
         let (kind, protocol) = match self.protocol {
             Protocol::Tcp => (Type::STREAM, socket2::Protocol::TCP),
             Protocol::Udp => (Type::DGRAM, socket2::Protocol::UDP),
         };
-        let address = SocketAddr::new(self.address, port);
+        let address = self.at(port);
         let socket = Socket::new(Domain::for_address(address), kind.nonblocking(), Some(protocol))?;
         if address.is_ipv6() {
             socket.set_only_v6(!self.dual_stack)?;
+        }
+        if let Some(interface) = &self.interface {
+            socket.bind_device(Some(interface.as_bytes()))?;
+        }
+        if self.freebind {
+            if address.is_ipv6() { socket.set_freebind_v6(true) } else { socket.set_freebind_v4(true) }?;
         }
         if self.protocol == Protocol::Tcp && port != 0 {
             socket.set_reuse_address(true)?;
@@ -227,7 +366,7 @@ impl Place {
         Ok((socket, port))
     }
 
-    fn listen_free(self) -> io::Result<(Socket, u16)> {
+    fn listen_free(&self) -> io::Result<(Socket, u16)> {
         let mut result = self.listen(0);
         for _ in 1..TRIES {
             match &result {
@@ -239,9 +378,7 @@ impl Place {
     }
 
     /// The first port that can be had; else the first one, and why it cannot.
-    fn listen_in(self, range: PortRange) -> Result<(Socket, u16), (u16, io::Error)> {
-        let is_of_one_port =
-            |error: &io::Error| matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied);
+    fn listen_in(&self, range: PortRange) -> Result<(Socket, u16), (u16, io::Error)> {
         let mut first_failure = None;
         for port in range.ports() {
             match self.listen(port) {
@@ -254,9 +391,21 @@ impl Place {
     }
 
     /// What a failure at a port (`None`: at any free one) means to a person.
-    fn failure(self, spec: &PublishSpec, port: Option<u16>, error: &io::Error, names_holder: bool) -> PortFailure {
+    fn failure(&self, spec: &PublishSpec, port: Option<u16>, error: &io::Error, names_holder: bool) -> PortFailure {
         let what = format!("'{}' cannot be published", spec.text);
-        let fail = |code: &str, why: String| PortFailure::new(code, format!("{what}: {why}"));
+        let text = error.to_string();
+        let bind = BindFailure {
+            spec: spec.text.clone(),
+            port,
+            errno: error.raw_os_error().unwrap_or_default(),
+            // What Rust appends, strerror(3) does not have.
+            reason: text.split(" (os error").next().unwrap_or_default().to_owned(),
+            tolerant: spec.manner.tolerant,
+        };
+        let fail = |code: &str, why: String| PortFailure {
+            bind: Some(Box::new(bind.clone())),
+            ..PortFailure::new(code, format!("{what}: {why}"))
+        };
         match (error.raw_os_error(), port) {
             (Some(libc::EADDRINUSE), Some(port)) => fail("taken", self.taken(spec, port, names_holder)),
             (Some(libc::EADDRINUSE), None) => fail(
@@ -268,6 +417,14 @@ impl Place {
             ),
             (_, Some(port)) if is_privileged(Some(port), error) => fail("privileged", privileged(spec, port)),
             (Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT), _) => fail("no_such_address", self.no_such_address()),
+            (Some(libc::ENODEV), _) if self.interface.is_some() => fail(
+                "no_such_address",
+                format!("the host has no interface {} (ip link)", self.interface.as_deref().unwrap_or_default()),
+            ),
+            (Some(libc::EPERM), _) if self.interface.is_some() => fail(
+                "privileged",
+                "only root may bind to an interface before Linux 5.7: name one of its addresses instead".into(),
+            ),
             (Some(libc::EMFILE), _) => {
                 let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or_default();
                 let needed = spec.sandbox.count();
@@ -287,7 +444,7 @@ impl Place {
         }
     }
 
-    fn shown(self) -> String {
+    fn shown(&self) -> String {
         match self.address {
             address if !address.is_unspecified() => address.to_string(),
             _ if self.dual_stack => "the host".to_owned(),
@@ -296,7 +453,7 @@ impl Place {
         }
     }
 
-    fn taken(self, spec: &PublishSpec, port: u16, names_holder: bool) -> String {
+    fn taken(&self, spec: &PublishSpec, port: u16, names_holder: bool) -> String {
         let is_picked = spec.host.is_some_and(|host| host.count() != spec.sandbox.count());
         let who = names_holder.then(|| holder::of(self.protocol, SocketAddr::new(self.address, port))).flatten();
         let who = who.map_or(" by another program".to_owned(), |who| format!(" by {who}"));
@@ -313,7 +470,7 @@ impl Place {
         }
     }
 
-    fn no_such_address(self) -> String {
+    fn no_such_address(&self) -> String {
         let family = if self.address.is_ipv4() { "IPv4" } else { "IPv6" };
         let others: Vec<String> = host_addresses()
             .into_iter()
@@ -330,6 +487,11 @@ impl Place {
             ),
         }
     }
+}
+
+/// May another port of the same place be had?
+fn is_of_one_port(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied)
 }
 
 fn is_privileged(port: Option<u16>, error: &io::Error) -> bool {
@@ -375,9 +537,13 @@ fn host_addresses() -> BTreeSet<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::BindManner;
+    use crate::sys::netlink::{LinkChange, Netlink};
+    use crate::sys::testing::in_namespace;
     use socket2::SockRef;
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::os::fd::AsFd;
     use std::sync::atomic::{AtomicU8, Ordering};
     use std::time::{Duration, Instant};
 
@@ -527,8 +693,7 @@ mod tests {
         if unprivileged_from() != 1024 {
             return;
         }
-        let failure =
-            Place::of(None, Protocol::Tcp).failure(&spec, Some(443), &io::Error::from_raw_os_error(libc::EACCES), true);
+        let failure = Place::of(&spec).failure(&spec, Some(443), &io::Error::from_raw_os_error(libc::EACCES), true);
         assert_eq!(failure.code, "privileged");
         for part in ["below 1024", "net.ipv4.ip_unprivileged_port_start", "like 8443:80"] {
             assert!(failure.message.contains(part), "{part}: {failure}");
@@ -537,11 +702,124 @@ mod tests {
         assert!(privileged(&spec, 80).contains("like 8080:80"));
     }
 
+    /// With a manner, as another tool's command line has it.
+    fn mannered(text: &str, manner: BindManner) -> PublishSpec {
+        PublishSpec { manner: Box::new(manner), ..PublishSpec::parse(text).unwrap() }
+    }
+
+    fn try_all(specs: &[PublishSpec]) -> Result<Vec<Bound>, PortFailure> {
+        bind_all(&specs.iter().collect::<Vec<_>>(), "0123456789ab", &[], Origin::Option)
+    }
+
+    #[test]
+    fn only_who_comes_in_by_the_interface_is_heard_and_others_may_have_the_number() {
+        in_namespace(|| {
+            let text = |error: &dyn std::fmt::Display| error.to_string();
+            let mut netlink = Netlink::open().map_err(|e| text(&e))?;
+            let here = fs::File::open("/proc/self/ns/net").map_err(|e| text(&e))?;
+            netlink.create_veth("one", "two", here.as_fd()).map_err(|e| text(&e))?;
+            for name in ["lo", "one", "two"] {
+                let index = netlink.link(name).map_err(|e| text(&e))?.index;
+                let up = LinkChange { up: Some(true), ..LinkChange::default() };
+                netlink.change_link(index, &up).map_err(|e| text(&e))?;
+            }
+            let on = |interface: &str| BindManner { interface: Some(interface.into()), ..BindManner::default() };
+            for suffix in ["", "/udp"] {
+                let spec = format!("8080:80{suffix}");
+                let bound = try_all(&[mannered(&spec, on("one")), mannered(&spec, on("two"))]).map_err(|e| text(&e))?;
+                let keys: BTreeSet<_> = bound.iter().map(|one| one.published.key().device).collect();
+                if keys.len() != 2 || keys.contains(&0) {
+                    return Err(format!("{keys:?}"));
+                }
+                if suffix.is_empty() && TcpStream::connect(("127.0.0.1", 8080)).is_ok() {
+                    return Err("heard by lo".into());
+                }
+                match try_all(&[mannered(&spec, on("nobody0"))]) {
+                    Err(failure) if failure.message.contains("no interface nobody0") => {}
+                    other => return Err(format!("{other:?}")),
+                }
+            }
+            let lo = try_all(&[mannered("8081:80", on("lo"))]).map_err(|e| text(&e))?;
+            TcpStream::connect(lo[0].published.host).map_err(|e| text(&e))?;
+            // An address of one link is told which.
+            let fe80 = netlink.link("one").map_err(|e| text(&e))?.index;
+            netlink.add_address(fe80, "fe80::5".parse::<IpAddr>().map_err(|e| text(&e))?, 64).map_err(|e| text(&e))?;
+            let local = PublishSpec { address: "fe80::5".parse().ok(), ..mannered("8082:80", on("one")) };
+            let bound = try_all(&[local]).map_err(|e| text(&e))?;
+            match bound[0].published.host {
+                SocketAddr::V6(host) if host.scope_id() == fe80 => Ok(()),
+                other => Err(other.to_string()),
+            }
+        });
+    }
+
+    #[test]
+    fn an_address_that_the_host_does_not_have_is_bound_where_that_is_asked_for() {
+        let freely = BindManner { freebind: true, ..BindManner::default() };
+        for spec in ["192.0.2.1::80", "192.0.2.1::80/udp", "[2001:db8::1]::80"] {
+            assert_eq!(try_bind(spec).unwrap_err().code, "no_such_address");
+            assert_eq!(try_all(&[mannered(spec, freely.clone())]).unwrap().len(), 1);
+        }
+    }
+
+    #[test]
+    fn of_a_tolerant_spec_what_is_taken_is_left_out_until_nothing_is_left() {
+        let (ip, port) = place();
+        let tolerant = || BindManner { tolerant: true, ..BindManner::default() };
+        let spec = |first: u16, last: u16| {
+            let spec = mannered(&format!("{ip}:{first}-{last}:{first}-{last}"), tolerant());
+            PublishSpec { text: "-t all".into(), ..spec }
+        };
+        let taken = [TcpListener::bind((ip, port)).unwrap(), TcpListener::bind((ip, port + 2)).unwrap()];
+        let bound = try_all(&[spec(port, port + 3)]).unwrap();
+        assert_eq!(bound.iter().map(|one| one.published.sandbox_port).collect::<Vec<_>>(), [port + 1, port + 3]);
+        drop(bound);
+        // Pieces of the same words stand together.
+        assert_eq!(try_all(&[spec(port, port), spec(port + 1, port + 1)]).unwrap().len(), 1);
+        let failure = try_all(&[spec(port, port), spec(port + 2, port + 2)]).unwrap_err();
+        let bind = failure.bind.unwrap();
+        assert!(bind.tolerant && bind.spec == "-t all" && bind.reason == "Address already in use", "{bind:?}");
+        drop(taken);
+    }
+
+    #[test]
+    fn what_could_not_be_bound_is_told_in_the_kernels_words_too() {
+        let (ip, port) = place();
+        let _taken = TcpListener::bind((ip, port + 1)).unwrap();
+        let spec = PublishSpec {
+            text: "-t X".into(),
+            ..mannered(&format!("{ip}:{port}-{}:80-81", port + 1), BindManner::default())
+        };
+        let bind = try_all(&[spec]).unwrap_err().bind.unwrap();
+        let expected = BindFailure {
+            spec: "-t X".into(),
+            port: Some(port + 1),
+            errno: libc::EADDRINUSE,
+            reason: "Address already in use".into(),
+            tolerant: false,
+        };
+        assert_eq!(*bind, expected);
+    }
+
+    #[test]
+    fn a_spec_that_follows_is_bound_a_port_at_a_time_at_its_number() {
+        let (ip, port) = place();
+        let following =
+            BindManner { following: true, sandbox_address: Some([10, 0, 0, 9].into()), ..BindManner::default() };
+        let spec = mannered(&format!("{ip}:{port}-{}:90-92", port + 2), following);
+        assert!(try_all(std::slice::from_ref(&spec)).unwrap().is_empty());
+        let follow = |inside| bind_followed(&spec, inside, "0123456789ab", &[]);
+        let bound = follow(91).unwrap();
+        let one = &bound[0].published;
+        assert_eq!((one.host, one.sandbox_port, one.origin), ((ip, port + 1).into(), 91, Origin::Auto));
+        assert_eq!(one.sandbox_address, Some([10, 0, 0, 9].into()));
+        assert!(follow(91).is_err() && follow(89).unwrap().is_empty() && follow(93).unwrap().is_empty());
+    }
+
     #[test]
     fn too_few_descriptors_are_told_with_the_limit() {
         let spec = PublishSpec::parse("1-60000").unwrap();
-        let failure =
-            Place::of(None, Protocol::Tcp).failure(&spec, None, &io::Error::from_raw_os_error(libc::EMFILE), true);
+        let failure = Place::of(&spec).failure(&spec, None, &io::Error::from_raw_os_error(libc::EMFILE), true);
         assert_eq!(failure.code, "exhausted");
         assert!(
             failure.message.contains("takes 60000 descriptors") && failure.message.contains("ulimit -n"),
@@ -554,7 +832,7 @@ mod tests {
         let free = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port = free.local_addr().unwrap().port();
         let before = holder::LOOKS.get();
-        let near = bind_or_near(Auto::Loopback, Protocol::Tcp, port, "0123456789ab", &[]).unwrap();
+        let near = bind_or_near(Auto::Loopback, false, Protocol::Tcp, port, "0123456789ab", &[]).unwrap();
         assert_eq!(holder::LOOKS.get(), before, "nobody has asked");
         let taken = near.taken.unwrap();
         assert!(taken.explain(false).message.contains(&format!("tcp port {port} of 127.0.0.1 is taken by another")));
@@ -567,7 +845,7 @@ mod tests {
         assert_eq!((near.bound[0].published.sandbox_port, near.bound[0].published.origin), (port, Origin::Auto));
 
         drop(free);
-        let near = bind_or_near(Auto::All, Protocol::Udp, port, "0123456789ab", &[]).unwrap();
+        let near = bind_or_near(Auto::All, false, Protocol::Udp, port, "0123456789ab", &[]).unwrap();
         assert!(near.taken.is_none());
         assert_eq!(near.bound[0].published.host.port(), port);
         assert_eq!(near.bound[0].published.spec, "auto:all");

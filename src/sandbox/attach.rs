@@ -87,7 +87,7 @@ pub fn attach(plan: plan::Attach) -> Result<Ended, SandboxError> {
             match text.as_str() {
                 READY => Ok(Ended::Background),
                 "" => Err(SandboxError::Vanished { who: "supervisor", signal: None }),
-                _ => Err(SandboxError::Inside(text)),
+                _ => Err(told_error(text)),
             }
         }
         Forked::Child => {
@@ -101,7 +101,7 @@ pub fn attach(plan: plan::Attach) -> Result<Ended, SandboxError> {
                     service.serve()
                 }
                 Err(error) => {
-                    let _ = failed.write_all(error.to_string().as_bytes());
+                    let _ = failed.write_all(error_text(&error).as_bytes());
                     proc::exit_now(125);
                 }
             }
@@ -120,6 +120,28 @@ fn adopt_tap(number: i32) -> Result<(String, KeptLink), SandboxError> {
 
 /// What a detached supervisor tells its parent; no error is just this.
 const READY: &str = "\n";
+
+/// Before a port's failure in JSON, of which the parent wants to know more than its sentence.
+const PORT_FAILURE: char = '\0';
+
+/// An error for the parent.
+fn error_text(error: &SandboxError) -> String {
+    match error {
+        SandboxError::Port(failure) => match serde_json::to_string(failure) {
+            Ok(json) => format!("{PORT_FAILURE}{json}"),
+            Err(_) => failure.to_string(),
+        },
+        other => other.to_string(),
+    }
+}
+
+/// The error that [`error_text`] was given, as far as it can be told.
+fn told_error(text: String) -> SandboxError {
+    match text.strip_prefix(PORT_FAILURE).map(serde_json::from_str) {
+        Some(Ok(failure)) => SandboxError::Port(failure),
+        _ => SandboxError::Inside(text),
+    }
+}
 
 /// Who waits for the network to work.
 struct Waiting {
@@ -550,5 +572,19 @@ fn state_of(plan: &plan::Attach) -> SandboxState {
         ports: Vec::new(),
         names: None,
         container: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::PortFailure;
+
+    #[test]
+    fn the_parent_hears_which_port_could_not_be_bound() {
+        let failure = PortFailure::new("taken", "it is");
+        let told = |error: SandboxError| told_error(error_text(&error));
+        assert!(matches!(told(failure.clone().into()), SandboxError::Port(came) if came == failure));
+        assert!(matches!(told(SandboxError::Inside("x".into())), SandboxError::Inside(text) if text == "x"));
     }
 }

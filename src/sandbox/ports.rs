@@ -40,7 +40,7 @@ use crate::control::messages::{MAX_MESSAGE, ToGateway};
 use crate::control::wire::WireError;
 use crate::plan::{Auto, Origin, PortFailure, Ports, Protocol, ProxyVersion, PublishSpec, Published};
 use crate::plan::{PublishedKey, Reach, Reached};
-use crate::publish::bind::{Bound, Near, bind, bind_or_near};
+use crate::publish::bind::{Bound, Near, bind, bind_all, bind_or_near};
 use crate::sys::proc;
 use crate::sys::scm::{MAX_FDS, ScmError};
 
@@ -193,11 +193,8 @@ impl PortKeeper {
         if !specs.is_empty() {
             raise_limit();
         }
-        let mut bound = Vec::new();
-        for spec in &specs {
-            bound.extend(bind(spec, &self.sandbox, &self.from, Origin::Option)?);
-        }
-        self.hold(bound);
+        let specs: Vec<&PublishSpec> = specs.iter().map(AsRef::as_ref).collect();
+        self.hold(bind_all(&specs, &self.sandbox, &self.from, Origin::Option)?);
         Ok(())
     }
 
@@ -417,7 +414,7 @@ impl PortKeeper {
         let (mut looks, mut failures) = (MOST_LOOKS, 0);
         let mut bound = Vec::new();
         for port in missing.into_iter().take(room) {
-            match bind_or_near(auto, port.0, port.1, &self.sandbox, &self.from) {
+            match bind_or_near(auto, false, port.0, port.1, &self.sandbox, &self.from) {
                 Ok(Near { bound: sockets, taken }) => {
                     if let (Some(refusal), Some(first)) = (taken, sockets.first())
                         && self.told.insert(port)
@@ -499,7 +496,7 @@ impl PortKeeper {
                 self.failed.extend(refused.iter().filter_map(|number| self.held.get(number)).map(Held::inner));
                 let ports: Vec<String> = close(&mut self.held, refused)
                     .iter()
-                    .map(|PublishedKey { protocol, host }| format!("{host}/{protocol}"))
+                    .map(|PublishedKey { protocol, host, .. }| format!("{host}/{protocol}"))
                     .collect();
                 tracing::error!("the new gateway does not serve {}, which is closed now: {why}", ports.join(", "));
             }

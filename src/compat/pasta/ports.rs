@@ -25,7 +25,9 @@ use std::collections::HashSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::plan::{Auto, AutoRules, BindManner, ClashError, PortRange, Ports, Protocol, PublishSpec, Reach};
+use crate::plan::{
+    Auto, AutoRules, BindFailure, BindManner, ClashError, PortRange, Ports, Protocol, PublishSpec, Reach,
+};
 
 /// Longer values are no specs, in bytes.
 const LONGEST: usize = 8191;
@@ -119,6 +121,19 @@ pub fn option_of(text: &str) -> Option<(char, &str)> {
     let (option, value) = text.split_once(' ')?;
     let letter = option.strip_prefix('-')?.chars().next().filter(|c| "tuTU".contains(*c))?;
     (option.len() == 2).then_some((letter, value))
+}
+
+/// What pasta says of a port that could not be bound.
+pub fn bind_error(failure: &BindFailure) -> String {
+    let BindFailure { spec, port, errno, reason, tolerant } = failure;
+    match port {
+        Some(port) if !tolerant => format!("Failed to bind port {port} ({reason}) for option '{spec}', exiting"),
+        _ if [libc::EMFILE, libc::ENFILE].contains(errno) => {
+            let value = option_of(spec).map_or(spec.as_str(), |(_, value)| value);
+            format!("Can't open enough sockets for port specifier: {value}")
+        }
+        _ => format!("Failed to bind any port for '{spec}', exiting"),
+    }
 }
 
 fn published(options: &Options, item: &Item, protocol: Protocol) -> Result<PublishSpec, PortsError> {
@@ -747,6 +762,25 @@ mod tests {
         let long = refusal(&"22,".repeat(50_000));
         assert!(long.contains("longer than 8191 bytes") && long.len() < 200, "{long}");
         assert_eq!(refusal("%abcdefghijklmnop/22"), "Interface name 'abcdefghijklmnop' is too long (max 15)");
+    }
+
+    #[test]
+    fn a_port_that_cannot_be_bound_is_told_in_pastas_words() {
+        let mut failure = BindFailure {
+            spec: "-t ::1/5000-5000:5000-5000".into(),
+            port: Some(5000),
+            errno: libc::EADDRINUSE,
+            reason: "Address already in use".into(),
+            tolerant: false,
+        };
+        assert_eq!(
+            bind_error(&failure),
+            "Failed to bind port 5000 (Address already in use) for option '-t ::1/5000-5000:5000-5000', exiting"
+        );
+        failure.tolerant = true;
+        assert_eq!(bind_error(&failure), "Failed to bind any port for '-t ::1/5000-5000:5000-5000', exiting");
+        failure.errno = libc::EMFILE;
+        assert_eq!(bind_error(&failure), "Can't open enough sockets for port specifier: ::1/5000-5000:5000-5000");
     }
 
     #[test]

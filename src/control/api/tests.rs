@@ -24,6 +24,7 @@ fn port(host: &str, spec: &str) -> Published {
         dual_stack: false,
         sandbox_port: 80,
         sandbox_address: None,
+        device: 0,
         proxy: None,
         from: Vec::new(),
         spec: spec.into(),
@@ -208,7 +209,7 @@ async fn a_failure_of_the_supervisor_has_its_own_status() {
         let codes = ["bad_spec", "taken", "privileged", "no_such_address", "not_published", "exhausted", "failed"];
         for code in codes {
             let Some(FromGateway::WantPublish { request, .. }) = bench.said.recv().await else { panic!() };
-            let failure = PortFailure { code: code.into(), message: format!("this is what {code} means") };
+            let failure = PortFailure::new(code, format!("this is what {code} means"));
             state.handle_answer(ID, request, Some(failure));
         }
         bench.said

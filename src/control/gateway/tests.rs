@@ -297,6 +297,7 @@ fn published(protocol: Protocol, address: &str) -> (Published, Socket) {
         dual_stack: false,
         sandbox_port: 80,
         sandbox_address: None,
+        device: 0,
         proxy: None,
         from: Vec::new(),
         spec: "80".into(),

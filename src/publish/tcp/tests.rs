@@ -35,6 +35,7 @@ fn published(host: SocketAddr, sandbox_port: u16, from: &[&str]) -> Published {
         dual_stack: false,
         sandbox_port,
         sandbox_address: None,
+        device: 0,
         proxy: None,
         from: from.iter().map(|from| from.parse().unwrap()).collect(),
         spec: sandbox_port.to_string(),
@@ -670,7 +671,7 @@ fn unpublishing_leaves_connections_alone() {
     let (listener, port) = listen("127.0.0.1");
     let host = test.publish("127.0.0.1", port);
     let (mut client, mut server) = test.connected(host, &listener);
-    test.publishing.unpublish(&[PublishedKey { protocol: crate::plan::Protocol::Tcp, host }]);
+    test.publishing.unpublish(&[PublishedKey { protocol: crate::plan::Protocol::Tcp, host, device: 0 }]);
     assert_eq!(TcpStream::connect(host).unwrap_err().kind(), ErrorKind::ConnectionRefused);
     // Free at once.
     drop(TcpListener::bind(host).unwrap());

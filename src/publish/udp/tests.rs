@@ -83,6 +83,7 @@ impl World {
             dual_stack,
             sandbox_port,
             sandbox_address: None,
+            device: 0,
             proxy: None,
             from: from.iter().map(|net| net.parse().unwrap()).collect(),
             spec: String::new(),
