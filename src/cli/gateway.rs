@@ -11,6 +11,7 @@ use anyhow::anyhow;
 use super::error::Failure;
 use super::rooms;
 use crate::control::gateway::Entrance;
+use crate::observe::logging;
 use crate::plan::Logging;
 
 /// The word that means this.
@@ -18,17 +19,31 @@ pub const VERB: &str = "gateway";
 
 /// Does it; `words` follow the verb.
 pub fn execute(words: &[OsString]) -> Result<i32, Failure> {
-    let Some((entrance, logging)) = parse(words) else {
+    let Some(Words { entrance, logging, log_size }) = parse(words) else {
         return Err(anyhow!("`gateway` is started by tapline itself: use `tapline run` or `tapline attach`").into());
     };
-    rooms::start_logging(logging, &[]);
+    match log_size {
+        Some(limit) => logging::init_as_file(logging, limit),
+        None => rooms::start_logging(logging, &[]),
+    }
     Ok(rooms::gateway(entrance)?)
 }
 
-/// Where supervisors come in, and what is said.
-fn parse(words: &[OsString]) -> Option<(Entrance, Logging)> {
+/// What a supervisor has said.
+#[derive(Debug, PartialEq, Eq)]
+struct Words {
+    /// Where supervisors come in.
+    entrance: Entrance,
+    /// What is said.
+    logging: Logging,
+    /// Standard error is a log file of at most so many bytes.
+    log_size: Option<u64>,
+}
+
+fn parse(words: &[OsString]) -> Option<Words> {
     let mut entrance = None;
     let mut logging = Logging { verbosity: 0, json: false };
+    let mut log_size = None;
     let mut words = words.iter().map(OsString::as_os_str).map(OsStr::to_str);
     while let Some(word) = words.next() {
         match word? {
@@ -37,10 +52,11 @@ fn parse(words: &[OsString]) -> Option<(Entrance, Logging)> {
             "-q" => logging.verbosity = -1,
             "-v" => logging.verbosity = logging.verbosity.saturating_add(1),
             "--log-format" => logging.json = words.next()?? == "json",
+            "--log-size" => log_size = Some(words.next()??.parse().ok()?),
             _ => return None,
         }
     }
-    Some((entrance?, logging))
+    Some(Words { entrance: entrance?, logging, log_size })
 }
 
 /// A descriptor that is none of the standard ones.
@@ -51,7 +67,6 @@ fn number(word: &str) -> Option<RawFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::logging;
 
     #[test]
     fn it_understands_what_a_supervisor_says() {
@@ -60,7 +75,9 @@ mod tests {
             for (word, entrance) in [("--fd", Entrance::Connection(7)), ("--listen", Entrance::Listener(7))] {
                 let mut words: Vec<OsString> = vec![word.into(), "7".into()];
                 words.extend(logging::arguments(logging));
-                assert_eq!(parse(&words), Some((entrance, logging)));
+                assert_eq!(parse(&words), Some(Words { entrance, logging, log_size: None }));
+                words.extend(["--log-size".into(), "70000".into()]);
+                assert_eq!(parse(&words), Some(Words { entrance, logging, log_size: Some(70_000) }));
             }
         }
     }

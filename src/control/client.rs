@@ -5,8 +5,8 @@
 //! A private gateway is this same program, started anew (`/proc/self/exe`, under the name this process was started by)
 //! with the hidden subcommand `gateway --fd N`. It is started, not forked, so that nothing of the supervisor's
 //! memory is in it, and isolated from the first instruction: an empty environment, `/` as its directory, a session
-//! of its own with the terminal's signals ignored, standard input and output on /dev/null, standard error kept for
-//! the log, and of all other descriptors only its end of the attach connection.
+//! of its own with the terminal's signals ignored, standard input and output on /dev/null, standard error (or the log
+//! file) kept for the log, and of all other descriptors only its end of the attach connection.
 //!
 //! The gateway of shared networks is found, or started by the first who needs it ([`super::rendezvous`]); it is nobody's
 //! child and ends by itself. A connection to it that closes before [`FromGateway::Attached`] or
@@ -154,7 +154,7 @@ impl GatewayProcess {
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::inherit());
+            .stderr(logging::stderr_of_child());
         spawn::isolate(&mut command, theirs.as_fd());
         let child = command.spawn().map_err(SpawnError::Start)?;
         let pidfd = spawn::pidfd_open(child.id()).map_err(SpawnError::Start)?;

@@ -2,9 +2,13 @@
 //!
 //! Text, one line for each event and no time (`tapline: warning: cannot open /dev/net/tun: ...`), or JSON lines
 //! with one, for machines. At the usual verbosity only warnings and errors are said; each `-v` adds a level, `-q`
-//! leaves errors. The process that starts another hands its choice on as arguments ([`arguments`]).
+//! leaves errors. The process that starts another hands its choice on as arguments ([`arguments`]), and its log file,
+//! where there is one, as standard error ([`stderr_of_child`]).
 use std::ffi::OsString;
 use std::fmt;
+use std::os::fd::OwnedFd;
+use std::process::Stdio;
+use std::sync::{Mutex, OnceLock};
 
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
@@ -12,7 +16,34 @@ use tracing_subscriber::fmt::format::{DefaultFields, FormatEvent, FormatFields, 
 use tracing_subscriber::fmt::{FmtContext, MakeWriter};
 use tracing_subscriber::registry::LookupSpan;
 
+use super::logfile::{LogFile, LogWriter};
 use crate::plan::Logging;
+
+/// The log file that other processes are to write to as well, and its limit in bytes.
+static SHARED: OnceLock<(OwnedFd, u64)> = OnceLock::new();
+
+/// Begin to log to a file, and with `to_stderr` to standard error as well. Processes that are started later log to the
+/// same file. As with [`init`], the first call counts.
+pub fn init_file(logging: Logging, file: LogFile, to_stderr: bool) {
+    if let Ok(shared) = file.duplicate() {
+        let _ = SHARED.set((shared, file.limit()));
+    }
+    let writer = Mutex::new(LogWriter { file, to_stderr });
+    let _ = tracing::subscriber::set_global_default(subscriber(logging, writer));
+}
+
+/// Begin to log to standard error, which is a log file of at most so many bytes.
+pub fn init_as_file(logging: Logging, limit: u64) {
+    match LogFile::of_stderr(limit) {
+        Ok(file) => init_file(logging, file, false),
+        Err(_) => init(logging),
+    }
+}
+
+/// What a process that logs as this one does has as its standard error.
+pub fn stderr_of_child() -> Stdio {
+    SHARED.get().and_then(|(file, _)| file.try_clone().ok()).map_or_else(Stdio::inherit, Stdio::from)
+}
 
 /// Begin to log to standard error. The first call in a process counts; later ones change nothing.
 pub fn init(logging: Logging) {
@@ -56,6 +87,9 @@ pub fn arguments(logging: Logging) -> Vec<OsString> {
     arguments.extend((0..logging.verbosity).map(|_| OsString::from("-v")));
     if logging.json {
         arguments.extend(["--log-format".into(), "json".into()]);
+    }
+    if let Some((_, limit)) = SHARED.get() {
+        arguments.extend(["--log-size".into(), limit.to_string().into()]);
     }
     arguments
 }

@@ -1,2 +1,3 @@
 //! Counters and logging.
+pub mod logfile;
 pub mod logging;
