@@ -60,7 +60,7 @@ pub(super) fn open(to: IpAddr, icmp: bool, outbound: Option<&Outbound>) -> io::R
 /// Give a socket the source that was asked for: SO_BINDTODEVICE (socket(7); without privilege since Linux 5.7)
 /// and the source address of its family.
 pub(super) fn bind(socket: &Socket, to: IpAddr, outbound: &Outbound) -> io::Result<()> {
-    if let Some(interface) = &outbound.interface {
+    if let Some(interface) = outbound.interface_for(to) {
         socket.bind_device(Some(interface.as_bytes()))?;
     }
     let source = match to {

@@ -144,7 +144,7 @@ impl TcpHost {
     }
 
     fn choose_source(&self, socket: &Socket, to: SocketAddr) -> io::Result<()> {
-        if let Some(interface) = &self.outbound.interface {
+        if let Some(interface) = self.outbound.interface_for(to.ip()) {
             socket.bind_device(Some(interface.as_bytes()))?;
         }
         let source = match to {

@@ -283,7 +283,7 @@ fn socket(to: SocketAddr, kind: Type, protocol: Protocol, outbound: &Outbound) -
     if to.ip().is_loopback() {
         return Ok(socket);
     }
-    if let Some(interface) = &outbound.interface {
+    if let Some(interface) = outbound.interface_for(to.ip()) {
         socket.bind_device(Some(interface.as_bytes()))?;
     }
     let source = match to {

@@ -88,6 +88,20 @@ pub struct Outbound {
     pub v6: Option<Ipv6Addr>,
     /// Interface to bind to (SO_BINDTODEVICE, socket(7)).
     pub interface: Option<String>,
+    /// Another one for IPv4.
+    #[serde(default)]
+    pub interface_v4: Option<String>,
+    /// Another one for IPv6.
+    #[serde(default)]
+    pub interface_v6: Option<String>,
+}
+
+impl Outbound {
+    /// The interface that sockets towards this address are bound to.
+    pub fn interface_for(&self, to: IpAddr) -> Option<&str> {
+        let of_family = if to.is_ipv4() { &self.interface_v4 } else { &self.interface_v6 };
+        of_family.as_ref().or(self.interface.as_ref()).map(String::as_str)
+    }
 }
 
 /// The rules of a segment that several sandboxes are on.

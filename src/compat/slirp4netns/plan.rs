@@ -43,7 +43,7 @@ pub(super) fn plan(options: &Options, id: String) -> Option<Attach> {
         dns_search: Vec::new(),
         dns_servers: Vec::new(),
         local_names: Vec::new(),
-        outbound: Outbound { v4: options.outbound, v6: options.outbound6, interface: None },
+        outbound: Outbound { v4: options.outbound, v6: options.outbound6, ..Outbound::default() },
         udp_timeout: UDP_TIMEOUT,
         behaviour: Behaviour {
             host_denied: options.disable_host_loopback,
