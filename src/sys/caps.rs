@@ -1,5 +1,7 @@
-//! Capabilities: giving up all of them, for good (capabilities(7)).
+//! Capabilities: giving up all of them, for good, or all but a few with the identity (capabilities(7)).
 use std::io;
+
+use nix::unistd::{Gid, Uid};
 
 /// The header and data of capset(2), version 3 (linux/capability.h).
 #[repr(C)]
@@ -17,6 +19,49 @@ struct Data {
 }
 
 const VERSION_3: u32 = 0x2008_0522;
+
+/// A capability, by its number (linux/capability.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Capability {
+    /// CAP_DAC_READ_SEARCH: find and read files whatever their permissions.
+    DacReadSearch = 2,
+    /// CAP_NET_BIND_SERVICE: bind ports below 1024.
+    NetBindService = 10,
+    /// CAP_NET_ADMIN: make and set up interfaces.
+    NetAdmin = 12,
+    /// CAP_SYS_PTRACE: open other processes' namespaces.
+    SysPtrace = 19,
+    /// CAP_SYS_ADMIN: enter namespaces.
+    SysAdmin = 21,
+}
+
+/// Become another user, in one group alone, and keep of the capabilities only those of `keep` that there are; a program
+/// that is executed later has none of them. For a process with one thread.
+///
+/// The process stays dumpable: its files in /proc are its own, as if it had been started by that user.
+pub fn change_identity(uid: Uid, gid: Gid, keep: &[Capability]) -> io::Result<()> {
+    nix::unistd::setgroups(&[])?;
+    nix::unistd::setresgid(gid, gid, gid)?;
+    nix::sys::prctl::set_keepcaps(true)?;
+    nix::unistd::setresuid(uid, uid, uid)?;
+    let header = Header { version: VERSION_3, pid: 0 };
+    let mut have = [Data { effective: 0, permitted: 0, inheritable: 0 }; 2];
+    // SAFETY: version 3 reads one header and writes two data structures, which live until the call returns.
+    if unsafe { libc::syscall(libc::SYS_capget, &raw const header, have.as_mut_ptr()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // All of them are among the first 32.
+    let mask = keep.iter().fold(0, |mask, capability| mask | 1 << *capability as u32) & have[0].permitted;
+    let none = Data { effective: 0, permitted: 0, inheritable: 0 };
+    let data = [Data { effective: mask, permitted: mask, inheritable: 0 }, none];
+    // SAFETY: as above, and both are read.
+    if unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    nix::sys::prctl::set_keepcaps(false)?;
+    Ok(nix::sys::prctl::set_dumpable(true)?)
+}
 
 /// Drop every capability of the calling thread, and of the threads and programs it starts later: the bounding set
 /// (where CAP_SETPCAP allows it), the ambient set, and the effective, permitted and inheritable sets. A thread that
@@ -44,6 +89,31 @@ pub fn drop_all() -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_identity_keeps_what_it_was_left() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        // In a process of its own: glibc changes the ids of all threads.
+        // SAFETY: the child makes system calls and ends without touching what other threads may have locked.
+        match unsafe { nix::unistd::fork() }.unwrap() {
+            nix::unistd::ForkResult::Child => {
+                let (uid, gid) = (Uid::from_raw(65534), Gid::from_raw(65533));
+                let changed = change_identity(uid, gid, &[Capability::NetBindService, Capability::SysAdmin]).is_ok();
+                let is = changed && Uid::effective() == uid && Gid::effective() == gid;
+                // The files in /proc are the new user's.
+                let own = nix::unistd::access("/proc/self/uid_map", nix::unistd::AccessFlags::W_OK).is_ok();
+                let again = nix::unistd::setuid(Uid::from_raw(0)).is_err();
+                // SAFETY: _exit(2) has no preconditions.
+                unsafe { libc::_exit(i32::from(!(is && own && again))) }
+            }
+            nix::unistd::ForkResult::Parent { child } => {
+                let status = nix::sys::wait::waitpid(child, None).unwrap();
+                assert_eq!(status, nix::sys::wait::WaitStatus::Exited(child, 0));
+            }
+        }
+    }
 
     #[test]
     fn a_thread_that_drops_all_has_none() {
