@@ -161,6 +161,7 @@ impl RunArgs {
             locked: self.locked,
             pcap: None,
             logging: self.logging.resolve(),
+            surroundings: plan::Surroundings::default(),
             command,
         };
         Ok((plan, shared.warnings))

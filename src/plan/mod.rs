@@ -29,5 +29,5 @@ pub use ports::{
 };
 pub use run::{
     Attach, HostTarget, Interface, InterfaceExtras, Join, LinkChoice, Logging, MapUser, Mode, Names, PidMode, Route,
-    Run, Seat, Shared, Target, Userns,
+    Run, Seat, Shared, Surroundings, Target, Userns,
 };

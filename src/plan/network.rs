@@ -271,9 +271,10 @@ impl Default for Announcements {
 
 impl Network {
     /// The network as a gateway is to announce it: with the search domains that were asked for, or the host's.
-    /// None without DNS.
+    /// None without DNS, unless the sandbox finds resolvers where the host does.
     pub fn announcing(&self, asked: Option<&[String]>, host: &HostView) -> Network {
-        let search = asked.unwrap_or(&host.search).iter().filter(|_| self.dns_enabled);
+        let has_resolvers = self.dns_enabled || self.behaviour.mapping.is_some();
+        let search = asked.unwrap_or(&host.search).iter().filter(|_| has_resolvers);
         Network { dns_search: search.cloned().collect(), ..self.clone() }
     }
 

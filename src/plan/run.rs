@@ -231,10 +231,29 @@ pub struct Run {
     pub pcap: Option<PathBuf>,
     /// What is said.
     pub logging: Logging,
+    /// What another tool's command line wants otherwise.
+    #[serde(default)]
+    pub surroundings: Surroundings,
     /// CMD and its arguments; never empty.
     #[serde(serialize_with = "lossy")]
     #[serde(deserialize_with = "words")]
     pub command: Vec<OsString>,
+}
+
+/// What CMD finds around it, where that is not what it finds under tapline's own name; the default is that.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Surroundings {
+    /// The host's files as they are, and its mounts as they come and go: nothing in /etc is the sandbox's own, nothing is
+    /// covered. Only /proc is its own, with a PID namespace of its own.
+    pub host_files: bool,
+    /// An IPC namespace of its own.
+    pub own_ipc: bool,
+    /// CMD is a shell that is told that it is a login shell: by a `-` in front of its name.
+    pub login_shell: bool,
+    /// Where the supervisor's PID is written when the network works.
+    pub pid_file: Option<PathBuf>,
+    /// The exit status when CMD cannot be executed, where that is not as a shell has it.
+    pub status_not_executed: Option<u8>,
 }
 
 /// The namespace that `tapline attach` serves.

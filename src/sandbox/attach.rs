@@ -120,7 +120,6 @@ fn adopt_tap(number: i32) -> Result<(String, KeptLink), SandboxError> {
 
 /// What a detached supervisor tells its parent; no error is just this.
 const READY: &str = "\n";
-
 /// Before a port's failure in JSON, of which the parent wants to know more than its sentence.
 const PORT_FAILURE: char = '\0';
 
@@ -269,10 +268,6 @@ impl<'a> Service<'a> {
                     return Err(error);
                 }
             }
-        }
-        if detached {
-            proc::null_stdio(&[0, 1, 2]).map_err(SandboxError::io("open /dev/null"))?;
-            proc::close_inherited_fds(&[]).map_err(SandboxError::io("read /proc/self/fd"))?;
         }
         Ok(service)
     }
@@ -457,8 +452,7 @@ impl Waiting {
     /// The network works.
     fn tell(self) -> Result<(), SandboxError> {
         if let Some(path) = &self.pid_file {
-            std::fs::write(path, format!("{}\n", getpid()))
-                .map_err(SandboxError::io("write the file of --pid-file"))?;
+            write_pid_file(path)?;
         }
         if !self.greeting.is_empty() {
             let mut out = std::io::stdout();
@@ -471,6 +465,9 @@ impl Waiting {
                 .map_err(SandboxError::io("write to the descriptor of --ready-fd"))?;
         }
         if let Some(mut parent) = self.parent {
+            // Before the parent goes: its caller may read what it has inherited to the end, and look at this process.
+            proc::null_stdio(&[0, 1, 2]).map_err(SandboxError::io("open /dev/null"))?;
+            proc::close_inherited_fds(&[]).map_err(SandboxError::io("read /proc/self/fd"))?;
             // A parent that was killed meanwhile need not know.
             let _ = parent.write_all(READY.as_bytes());
         }
@@ -478,8 +475,13 @@ impl Waiting {
     }
 }
 
+/// This process's.
+pub(super) fn write_pid_file(path: &Path) -> Result<(), SandboxError> {
+    std::fs::write(path, format!("{}\n", getpid())).map_err(SandboxError::io("write the file of --pid-file"))
+}
+
 /// Ours only: another supervisor may have written it since.
-fn remove_pid_file(path: &Path) {
+pub(super) fn remove_pid_file(path: &Path) {
     if std::fs::read_to_string(path).is_ok_and(|text| text.trim() == getpid().to_string()) {
         let _ = std::fs::remove_file(path);
     }

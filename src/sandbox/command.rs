@@ -31,6 +31,7 @@ use crate::sys::proc::{self, Change, Forked};
 /// CMD, ready for an exec.
 #[derive(Debug, Clone)]
 pub(super) struct CommandLine {
+    program: CString,
     args: Vec<CString>,
     /// The mask CMD is to have.
     mask: SigSet,
@@ -48,9 +49,17 @@ impl CommandLine {
     pub(super) fn new(words: &[OsString], mask: SigSet) -> Result<CommandLine, BadCommand> {
         let args: Result<Vec<CString>, _> = words.iter().map(|w| CString::new(w.as_bytes())).collect();
         match args {
-            Ok(args) if !args.is_empty() => Ok(CommandLine { args, mask, environment: None }),
+            Ok(args) if !args.is_empty() => Ok(CommandLine { program: args[0].clone(), args, mask, environment: None }),
             _ => Err(BadCommand),
         }
+    }
+
+    /// The same as a login shell: its first word begins with a `-`.
+    pub(super) fn into_login_shell(mut self) -> CommandLine {
+        let name = [b"-", self.program.as_bytes()].concat();
+        // Neither of the two has a NUL byte.
+        self.args[0] = CString::new(name).unwrap_or_default();
+        self
     }
 
     /// With further variables in its environment, in place of the caller's of the same names.
@@ -100,7 +109,7 @@ pub(super) fn start(command: &CommandLine, prepare: impl FnOnce() -> Result<(), 
                     proc::exit_now(125);
                 }
                 let error = match proc::restore_signals(&command.mask) {
-                    Ok(()) => proc::exec(&command.args[0], &command.args, command.environment.as_deref()),
+                    Ok(()) => proc::exec(&command.program, &command.args, command.environment.as_deref()),
                     Err(error) => error,
                 };
                 [&[EXEC][..], &error.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes()].concat()
@@ -232,6 +241,12 @@ mod tests {
         assert_eq!(paths, ["PATH=/nowhere"]);
         assert!(all.contains(&"DB_PORT=x=y".to_owned()));
         assert!(all.len() > 2, "the caller's others are kept");
+    }
+
+    #[test]
+    fn a_login_shell_is_told_by_its_own_name() {
+        let line = CommandLine::new(&["/bin/sh".into()], SigSet::empty()).unwrap().into_login_shell();
+        assert_eq!((line.program.to_str(), line.args[0].to_str()), (Ok("/bin/sh"), Ok("-/bin/sh")));
     }
 
     #[test]

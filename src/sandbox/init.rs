@@ -37,6 +37,8 @@ pub(super) struct Init {
     pub(super) command: CommandLine,
     /// CMD goes into a nested user namespace.
     pub(super) locked: bool,
+    /// It has an IPC namespace of its own.
+    pub(super) own_ipc: bool,
 }
 
 impl Init {
@@ -57,7 +59,8 @@ impl Init {
         // An agent that died before that line has closed nothing that tells, but the supervisor sees it and goes.
         proc::close_own_fds_in_child(&[supervisor.as_fd()]).map_err(|e| format!("cannot close files: {e}"))?;
         set_dumpable(true).map_err(|e| format!("cannot let `tapline exec` in: {e}"))?;
-        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS)
+        let ipc = if self.own_ipc { CloneFlags::CLONE_NEWIPC } else { CloneFlags::empty() };
+        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS | ipc)
             .map_err(|e| format!("cannot make a mount and a UTS namespace: {e}; does a seccomp filter forbid it?"))?;
         if let Some(hostname) = &self.hostname {
             nix::unistd::sethostname(hostname).map_err(|e| format!("cannot set the hostname to {hostname}: {e}"))?;

@@ -22,6 +22,8 @@
 //!
 //! Propagation is made private first: nothing that is mounted here shows outside, and the other way round. Nothing
 //! is undone on failure: the mount namespace ends with the process that made it.
+//!
+//! With [`View::host_files`] there is nothing of this but /proc, and the host's own mounts go on to show.
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -63,6 +65,9 @@ pub struct View {
     pub files: Vec<(&'static str, String)>,
     /// Directories of tapline's own state.
     pub own_dirs: Vec<PathBuf>,
+    /// The host's files as they are: nothing but /proc is the sandbox's own, and what is mounted on the host later is
+    /// seen.
+    pub host_files: bool,
 }
 
 /// Size of the tmpfs for what CMD writes to /etc.
@@ -75,13 +80,16 @@ impl View {
     /// Make it, in a mount namespace of the caller's own. Notices for the person come back.
     pub fn make(&self) -> Result<Vec<String>, MountError> {
         let mut notices = Vec::new();
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        let propagation = if self.host_files { MsFlags::MS_SLAVE } else { MsFlags::MS_PRIVATE };
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | propagation, None::<&str>)
             .map_err(|e| MountError::Propagation(e.into()))?;
         let before = std::env::current_dir().ok();
-        self.make_etc()?;
-        self.cover();
-        if self.mode != Mode::Host {
-            mount_sys();
+        if !self.host_files {
+            self.make_etc()?;
+            self.cover();
+            if self.mode != Mode::Host {
+                mount_sys();
+            }
         }
         if self.pid == PidMode::Private
             && let Err(error) = mount_proc()

@@ -98,7 +98,7 @@ pub(super) fn of_run(
     let mut seats = Vec::new();
     match plan.mode {
         Mode::Private => {
-            let (seat, order) = private(&plan.id, &plan.name, &plan.interface, &plan.network);
+            let (seat, order) = private(&plan.id, &plan.name, &plan.names, &plan.interface, &plan.network);
             check_named(std::slice::from_ref(&seat), about)?;
             return Ok(vec![(seat, order)]);
         }
@@ -131,7 +131,7 @@ pub(super) fn of_attach(
 ) -> Result<Vec<(Seat, Order)>, SandboxError> {
     let plan::Interface { link, configure, .. } = plan.interface;
     if plan.mode == Mode::Private {
-        return Ok(vec![private(&plan.id, &plan.name, &plan.interface, &plan.network)]);
+        return Ok(vec![private(&plan.id, &plan.name, &plan.names, &plan.interface, &plan.network)]);
     }
     check_link(link)?;
     if let Target::Tap(_) = plan.target {
@@ -180,7 +180,7 @@ fn check_named(seats: &[Seat], about: &About) -> Result<(), SandboxError> {
 }
 
 /// The place on a network that a sandbox has for itself, and how its interface is made.
-fn private(id: &str, name: &str, interface: &plan::Interface, network: &Network) -> (Seat, Order) {
+fn private(id: &str, name: &str, names: &Names, interface: &plan::Interface, network: &Network) -> (Seat, Order) {
     let endpoint = Endpoint {
         id: id.to_owned(),
         name: name.to_owned(),
@@ -188,6 +188,8 @@ fn private(id: &str, name: &str, interface: &plan::Interface, network: &Network)
         mac: interface.mac,
         v4: network.v4.map(|l| l.sandbox),
         v6: network.v6.map(|l| l.sandbox),
+        // Usually those that were given are announced to the sandbox, and the DNS address asks the host's.
+        dns_servers: if network.behaviour.mapping.is_some() { names.servers.clone() } else { Vec::new() },
         ..Endpoint::default()
     };
     let seat = Seat { endpoint, network: network.clone(), default_route: true };

@@ -36,6 +36,7 @@ use nix::unistd::{Pid, getpid};
 
 use super::SandboxError;
 use super::agent::Agent;
+use super::attach::{remove_pid_file, write_pid_file};
 use super::command::{self, CommandLine};
 use super::etc::{self, Linked, OwnFiles};
 use super::init::Init;
@@ -66,6 +67,7 @@ pub fn run(mut plan: Run) -> Result<i32, SandboxError> {
     let caller = Caller::current();
     let signals = Signals::take().map_err(SandboxError::io("read signals"))?;
     let command = CommandLine::new(&plan.command, signals.before())?;
+    let command = if plan.surroundings.login_shell { command.into_login_shell() } else { command };
     if plan.mode == Mode::Host {
         tracing::warn!("--net host: no isolation, the command uses the host's own network");
     }
@@ -94,12 +96,14 @@ pub fn run(mut plan: Run) -> Result<i32, SandboxError> {
         pid: plan.pid,
         files: match plan.mode {
             Mode::Container => shared_files,
+            _ if plan.surroundings.host_files => Vec::new(),
             _ => etc::files(&plan, &places, &linked, &search, &host_hosts),
         },
         own_dirs: own_dirs(caller, &registration),
+        host_files: plan.surroundings.host_files,
     };
     let hostname = (plan.mode != Mode::Container).then(|| plan.names.hostname.clone());
-    let init = Init { view, hostname, command, locked: plan.locked };
+    let init = Init { view, hostname, command, locked: plan.locked, own_ipc: plan.surroundings.own_ipc };
 
     let (agent_socket, supervisor) = scm::pair().map_err(SandboxError::io("make a socket pair"))?;
     let (init_socket, init_supervisor) = scm::pair().map_err(SandboxError::io("make a socket pair"))?;
@@ -338,7 +342,7 @@ impl Supervisor<'_> {
                 // The plan's command is never empty: CommandLine::new has seen to it.
                 let (status, sentence) = command::not_executed(&self.plan.command[0], errno);
                 tracing::error!("{sentence}");
-                return Ok(Some(status));
+                return Ok(Some(self.plan.surroundings.status_not_executed.map_or(status, i32::from)));
             }
             Some(FromInit::Stopped) => {
                 proc::stop_self().map_err(SandboxError::io("stop with the command"))?;
@@ -395,6 +399,9 @@ impl Supervisor<'_> {
             && !self.let_go
             && let Some(init) = &self.init_socket
         {
+            if let Some(path) = &self.plan.surroundings.pid_file {
+                write_pid_file(path)?;
+            }
             wire::send(init, &ToInit::Go, &[])?;
             self.let_go = true;
         }
@@ -404,7 +411,10 @@ impl Supervisor<'_> {
     /// Close everything, see that everybody has ended, mend the terminal.
     fn finish(self, terminal: Option<Terminal>, failed: bool) {
         // The signals stay blocked to the end: the terminal may be mended from the background.
-        let Supervisor { agent, agent_socket, init_socket, uplinks, by_signal, signals: _signals, .. } = self;
+        let Supervisor { plan, agent, agent_socket, init_socket, uplinks, by_signal, signals: _signals, .. } = self;
+        if let Some(path) = &plan.surroundings.pid_file {
+            remove_pid_file(path);
+        }
         let (gateways, record) = uplinks.end();
         drop((init_socket, agent_socket));
         end_child(agent);
