@@ -18,12 +18,14 @@ PATH6 = ["fd00::2", "fd09:1::1", "fd09:2::2", FAR6]
 class Case:
     """A function with a name, and where it runs."""
 
-    def __init__(self, name, function, plain):
-        self.name, self.check, self.plain = name, function, plain
+    def __init__(self, name, function):
+        self.name, self.check = name, function
+        first = name.split("-")[0]
+        self.side = {"plain": "plain", "caller": "callers"}.get(first, "lab")
 
 
 def case(function):
-    ALL.append(Case(function.__name__.replace("_", "-"), function, function.__name__.startswith("plain_")))
+    ALL.append(Case(function.__name__.replace("_", "-"), function))
     return function
 
 

@@ -1,0 +1,568 @@
+"""The cases with programs that start tapline by themselves: Podman, Buildah, RootlessKit, runc, crun, bubblewrap.
+
+They run in the lab's world (see lab.py), as an ordinary user of it: one with subordinate ids and without any capability
+there. The world's user namespace has those ids and copies of newuidmap and newgidmap that count in it, so that nothing
+of the machine is used but its programs. DIR/slirp4netns is what callers find: a link to tapline, or, with --original,
+the original, for which the same cases must hold, but for those that are about tapline's own command line.
+"""
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import ports
+from cases import case, has
+from lab import FAR4, FAR6, HERE, HOST4, LIMIT, Fault, Lab, Skip, check, finish, wait_until
+
+EXAMPLES = HERE.parent.parent / "examples"
+# Of the world; short, since paths of sockets must be.
+PLACE = Path("/mnt")
+USER, UID, FIRST, COUNT = "caller", 4242, 10000, 50000
+PACKAGES = {
+    "podman": "podman", "buildah": "buildah", "rootlesskit": "rootlesskit", "rootlessctl": "rootlesskit",
+    "runc": "runc", "crun": "crun", "bwrap": "bubblewrap", "busybox": "busybox-static", "newuidmap": "uidmap",
+    "/usr/lib/podman/netavark": "netavark", "/usr/lib/podman/aardvark-dns": "aardvark-dns", "iptables": "iptables",
+}
+FETCH = "wget -q -O -"
+
+
+def needs(*programs, own=False):
+    """A case for which these programs must be there. `own`: it is about tapline's command line, not the original's."""
+
+    def wrap(function):
+        def checked(lab):
+            if own and lab.original:
+                return Skip("tapline's own")
+            for program in programs:
+                if not shutil.which(program, path=lab.environment["PATH"]):
+                    missing = f"{program} is missing: apt-get install {PACKAGES[program]}"
+                    check("CI" not in os.environ, missing)
+                    return Skip(missing)
+            before = lab.everything_that_listens()
+            lab.dirty = True
+            note = function(lab)
+            # Servers and clients of the case are not callers.
+            finish(lab.passing)
+            lab.passing = []
+            lab.nothing_left(before)
+            lab.dirty = False
+            return note
+
+        checked.__name__ = function.__name__
+        return case(checked)
+
+    return wrap
+
+
+class Callers(Lab):
+    """The little world, and a user in it who starts containers."""
+
+    def __init__(self, binary, without_tun, scratch, original):
+        super().__init__(binary, without_tun, scratch)
+        self.original, self.dirty = original, False
+
+    def build(self):
+        self.scratch.parent.chmod(0o711)
+        super().build()
+        self.building = True
+        self.run(["mount", "-t", "tmpfs", "-o", "mode=0755", "none", PLACE])
+        self.account()
+        self.programs()
+        # crun knows the second version of cgroups only, and not beside the first.
+        if Path("/sys/fs/cgroup/unified").is_dir():
+            self.run(["mount", "--bind", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"])
+        # Podman looks for other resolvers where there is none but on the loopback.
+        self.dnsmasq(HOST4)
+        self.resolvers(HOST4)
+        self.settings()
+        self.building = False
+
+    def account(self):
+        """A user with subordinate ids."""
+        for name, line in (("passwd", f"{USER}:x:{UID}:{UID}::{PLACE}/home:/bin/sh"), ("group", f"{USER}:x:{UID}:"),
+                           ("subuid", f"{USER}:{FIRST}:{COUNT}"), ("subgid", f"{USER}:{FIRST}:{COUNT}")):
+            path = Path("/etc", name)
+            others = [] if name.startswith("sub") else [
+                other for other in path.read_text().splitlines() if f":{UID}:" not in other]
+            path.write_text("\n".join([*others, line, ""]))
+        self.homes()
+        # A program's set-user-id bit counts where its file system belongs to the user namespace.
+        for name in ("newuidmap", "newgidmap"):
+            program = shutil.which(name)
+            check(program, f"{name} is missing: apt-get install uidmap")
+            shutil.copy(program, PLACE / name)
+            (PLACE / name).chmod(0o4755)
+            self.run(["mount", "--bind", PLACE / name, program])
+
+    @staticmethod
+    def homes():
+        for name, mode in (("home", 0o755), ("run", 0o700)):
+            path = PLACE / name
+            path.mkdir(mode=mode)
+            os.chown(path, UID, UID)
+
+    def programs(self):
+        """What callers find: slirp4netns, and tapline beside it."""
+        self.tapline_itself, self.slirp = PLACE / "bin/tapline", PLACE / "bin/slirp4netns"
+        self.slirp.parent.mkdir()
+        shutil.copy(self.binary, self.tapline_itself)
+        self.tapline_itself.chmod(0o755)
+        shutil.copytree(EXAMPLES, PLACE / "examples")
+        shutil.copy(HERE / "service.py", PLACE)
+        if self.original:
+            shutil.copy(shutil.which("slirp4netns"), self.slirp)
+        else:
+            self.slirp.symlink_to(self.tapline_itself)
+
+    def settings(self):
+        home = PLACE / "home"
+        self.environment |= {
+            "HOME": str(home), "USER": USER, "LOGNAME": USER,
+            "XDG_RUNTIME_DIR": str(PLACE / "run"), "XDG_CONFIG_HOME": str(home / ".config"),
+            "XDG_DATA_HOME": str(home / ".local/share"),
+            "CONTAINERS_CONF": str(home / "containers.conf"), "CONTAINERS_STORAGE_CONF": str(home / "storage.conf"),
+            "BUILDAH_ISOLATION": "rootless", "TAPLINE": str(self.tapline_itself),
+        }
+        (home / "containers.conf").write_text(
+            f'[engine]\nnetwork_cmd_path = "{self.slirp}"\nruntime = "runc"\ncgroup_manager = "cgroupfs"\n'
+            'events_logger = "file"\n[containers]\nlog_driver = "k8s-file"\n[network]\nnetwork_backend = "netavark"\n'
+        )
+        (home / "storage.conf").write_text(
+            f'[storage]\ndriver = "vfs"\ngraphroot = "{home}/images"\nrunroot = "{PLACE}/run/storage"\n'
+        )
+        containers = home / ".config/containers"
+        containers.mkdir(parents=True)
+        (containers / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}\n')
+        (containers / "registries.conf").write_text("unqualified-search-registries = []\n")
+        for directory, below, _ in os.walk(home):
+            os.chown(directory, UID, UID)
+        self.image = home / "busybox.tar"
+        busybox = shutil.which("busybox")
+        if busybox:
+            root_file_system(self.image, busybox)
+        self.imported = False
+
+    def as_user(self):
+        return ["setpriv", "--reuid", str(UID), "--regid", str(UID), "--clear-groups", "--"]
+
+    def does(self, *words, **more):
+        """Run a command as the user; its standard output."""
+        return self.run([*self.as_user(), *words], **{"cwd": PLACE / "home"} | more)[0]
+
+    def podman(self, *words, **more):
+        if not self.imported:
+            self.does("podman", "import", self.image, "bb")
+            self.imported = True
+        return self.does("podman", *words, **more)
+
+    def everything_that_listens(self):
+        """The listening sockets of this host."""
+        rows = set()
+        for kind, state in (("tcp", "0A"), ("tcp6", "0A"), ("udp", "07"), ("udp6", "07")):
+            for row in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]:
+                words = row.split()
+                if words[3] == state:
+                    rows.add((kind, words[1]))
+        return rows
+
+    def helpers(self):
+        """The living processes of what callers have started by our names."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and Path(os.readlink(entry / "exe")).parent == PLACE / "bin":
+                    found.append((entry / "cmdline").read_text().replace("\0", " "))
+            except OSError:
+                # It has ended meanwhile.
+                pass
+        return found
+
+    def nothing_left(self, before):
+        wait_until(lambda: not self.helpers(), f"the end of {self.helpers()}")
+        wait_until(lambda: self.everything_that_listens() <= before,
+                   f"the end of the listeners {self.everything_that_listens() - before}")
+        left = [str(path) for path in Path(PLACE, "run/tapline").glob("*/sandboxes/*")]
+        check(not left, f"left in the state directory: {left}")
+        check("tap0" not in Path("/proc/net/dev").read_text(), "an interface is left")
+
+    def end_case(self):
+        super().end_case()
+        if not self.dirty:
+            return
+        # A failed case may have left anything behind: the next one begins anew.
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and (entry.stat().st_uid == UID or FIRST <= entry.stat().st_uid < FIRST + COUNT):
+                    os.kill(int(entry.name), signal.SIGKILL)
+            except OSError:
+                pass
+        for directory in (PLACE / "home", PLACE / "run"):
+            shutil.rmtree(directory)
+        self.homes()
+        self.settings()
+        self.dirty = False
+
+
+def root_file_system(path, busybox):
+    """A tar file of busybox and a name for each of its programs."""
+    programs = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split()
+    with tarfile.open(path, "w") as tar:
+        def add(name, **what):
+            entry = tarfile.TarInfo(name)
+            for key, value in what.items():
+                setattr(entry, key, value)
+            return entry
+
+        for name in ("bin", "dev", "etc", "proc", "sys", "tmp", "usr", "www"):
+            tar.addfile(add(name, type=tarfile.DIRTYPE, mode=0o755))
+        # For programs of this machine, with /usr mounted there.
+        for name in ("lib", "lib64"):
+            tar.addfile(add(name, type=tarfile.SYMTYPE, linkname=f"usr/{name}"))
+        body = Path(busybox).read_bytes()
+        tar.addfile(add("bin/busybox", mode=0o755, size=len(body)), io.BytesIO(body))
+        for program in programs:
+            if program != "busybox":
+                tar.addfile(add(f"bin/{program}", type=tarfile.SYMTYPE, linkname="busybox"))
+        page = b"hello from a container\n"
+        tar.addfile(add("www/index.html", mode=0o644, size=len(page)), io.BytesIO(page))
+
+
+SERVE = ["httpd", "-f", "-vv", "-p", "80", "-h", "/www"]
+PAGE = "hello from a container\n"
+
+
+def page(lab, address, port, ns=None):
+    """The container's page, as soon as it is served."""
+    argv = ["curl", "--silent", "--max-time", "10", "--retry", "20", "--retry-delay", "1", "--retry-all-errors", f"http://{address}:{port}/"]
+    out = lab.run(argv, ns)[0]
+    check(out == PAGE, f"at {address}:{port}: {out}")
+
+
+# A container in which the service of published ports runs (see service.py), with this machine's Python: busybox has no
+# UDP.
+SERVICE = ["--volume", "/usr:/usr:ro", "--volume", f"{PLACE}/service.py:/service.py:ro", "bb", "/usr/bin/python3", "/service.py"]
+
+
+def datagrams(lab, address, port, ns=None):
+    """From where the service sees datagrams come, as soon as it answers."""
+    def asked():
+        return ports.udp(lab, address, port, "one", "two", ns=ns)
+
+    said = wait_until(asked, f"an answer at {address}")
+    check([line.split()[-1] for line in said] == ["one", "two"], said)
+    return said[0].split()[0].removeprefix("::ffff:")
+
+
+def nobody(lab, address, port, ns=None):
+    """Nobody answers there."""
+    lab.run(["curl", "--silent", "--max-time", "5", f"http://{address}:{port}/"], ns, status=7)
+
+
+def hosts_own_server(lab):
+    """A server that only the host itself may reach."""
+    lab.serve([sys.executable, HERE / "httpd.py", "127.0.0.1", 8001, lab.files], 8001)
+
+
+# Podman
+
+
+def once(lab, network, script, **more):
+    """A script in a container that is gone afterwards."""
+    return lab.podman("run", "--rm", "--network", network, "bb", "sh", "-c", script, **more)
+
+
+@needs("podman", "runc", "busybox")
+def caller_podman_address_names_and_way_out(lab):
+    out = once(lab, "slirp4netns", f"ip addr; ip route; cat /etc/resolv.conf; nslookup files.lab.test; {FETCH} http://files.lab.test:8000/hello")
+    has(out, "tap0:", "mtu 65520", "inet 10.0.2.100/24", "default via 10.0.2.2 dev tap0", "nameserver 10.0.2.3",
+        f"Address: {FAR4}", "hello from afar\n")
+
+
+@needs("podman", "runc", "busybox")
+def caller_podman_ipv6(lab):
+    # The address comes by router advertisement.
+    wait = "for i in $(seq 100); do ip -6 addr show dev tap0 | grep -q 'fd00:' && break; usleep 100000; done"
+    out = once(lab, "slirp4netns:enable_ipv6=true", f"{wait}; ip -6 addr; {FETCH} http://[{FAR6}]:8000/whoami")
+    has(out, "inet6 fd00:", "fd09:")
+    out = once(lab, "slirp4netns:enable_ipv6=false", "sleep 1; ip -6 addr")
+    check("fd00:" not in out, out)
+
+
+@needs("podman", "runc", "busybox")
+def caller_podman_cidr(lab):
+    out = once(lab, "slirp4netns:cidr=10.77.0.0/16",
+               f"ip addr; ip route; cat /etc/resolv.conf; nslookup far.lab.test; {FETCH} http://{FAR4}:8000/hello")
+    has(out, "inet 10.77.0.100/16", "default via 10.77.0.2", "nameserver 10.77.0.3", f"Address: {FAR4}", "hello from afar\n")
+
+
+@needs("podman", "runc", "busybox")
+def caller_podman_mtu(lab):
+    out = once(lab, "slirp4netns:mtu=1500", f"ip link show tap0; {FETCH} http://{FAR4}:8000/big | sha256sum")
+    has(out, "mtu 1500", lab.big_digest)
+
+
+@needs("podman", "runc", "busybox")
+def caller_podman_host_loopback(lab):
+    hosts_own_server(lab)
+    fetch = f"{FETCH} http://10.0.2.2:8001/hello"
+    check(once(lab, "slirp4netns:allow_host_loopback=true", fetch) == "hello from afar\n", "the host's loopback")
+    once(lab, "slirp4netns", fetch, status=1)
+    once(lab, "slirp4netns:allow_host_loopback=false", fetch, status=1)
+
+
+@needs("podman", "runc", "busybox")
+def caller_podman_outbound_addr(lab):
+    ask = f"{FETCH} http://{FAR4}:8000/whoami"
+    for words, address in (("", HOST4), (":outbound_addr=10.9.1.3", "10.9.1.3"), (":outbound_addr=h0", HOST4)):
+        said = once(lab, f"slirp4netns{words}", ask)
+        check(said == address, f"slirp4netns{words}: {said}")
+    said = once(lab, "slirp4netns:outbound_addr6=fd09:1::3", f"sleep 2; {FETCH} http://[{FAR6}]:8000/whoami")
+    check(said == "fd09:1::3", said)
+
+
+def published(lab, network, *options):
+    """A container that serves a page on the host's port 8080."""
+    return lab.podman("run", "--detach", "--network", network, "-p", "8080:80", *options, "bb", *SERVE).strip()
+
+
+@needs("podman", "runc", "busybox")
+def caller_podman_publish_by_rootlessport(lab):
+    container = published(lab, "slirp4netns")
+    page(lab, "127.0.0.1", 8080)
+    page(lab, HOST4, 8080, lab.far)
+    lab.podman("rm", "--force", "--time", "0", container)
+    nobody(lab, "127.0.0.1", 8080)
+
+
+@needs("podman", "runc", "busybox")
+def caller_podman_publish_by_slirp4netns(lab):
+    container = published(lab, "slirp4netns:port_handler=slirp4netns")
+    page(lab, "127.0.0.1", 8080)
+    page(lab, HOST4, 8080, lab.far)
+    # The service sees who asks; the host's loopback stands behind the gateway.
+    log = lab.run([*lab.as_user(), "podman", "logs", container], cwd=PLACE / "home")
+    has("".join(log), FAR4, "10.0.2.2")
+    lab.podman("rm", "--force", "--time", "0", container)
+    nobody(lab, "127.0.0.1", 8080)
+
+
+@needs("podman", "runc", "busybox")
+def caller_podman_publish_udp_by_slirp4netns(lab):
+    container = lab.podman("run", "--detach", "--network", "slirp4netns:port_handler=slirp4netns", "-p", "9000:9000/udp",
+                           *SERVICE, "serve", "::", "9000").strip()
+    check(datagrams(lab, HOST4, 9000, lab.far) == FAR4, "a client afar")
+    check(datagrams(lab, "127.0.0.1", 9000) == "10.0.2.2", "a client of the host's loopback")
+    lab.podman("rm", "--force", "--time", "0", container)
+
+
+@needs("podman", "runc", "busybox")
+def caller_podman_again_on_the_same_port(lab):
+    container = published(lab, "slirp4netns:port_handler=slirp4netns", "--name", "again")
+    for _ in range(3):
+        page(lab, HOST4, 8080, lab.far)
+        lab.podman("restart", "--time", "0", container)
+    page(lab, HOST4, 8080, lab.far)
+    lab.podman("stop", "--time", "0", container)
+    nobody(lab, HOST4, 8080, lab.far)
+    lab.podman("start", container)
+    page(lab, HOST4, 8080, lab.far)
+    lab.podman("rm", "--force", "--time", "0", container)
+
+
+@needs("podman", "runc", "busybox")
+def caller_podman_of_a_port_that_is_taken(lab):
+    lab.serve([sys.executable, HERE / "httpd.py", "0.0.0.0", 8080, lab.files], 8080)
+    said = lab.run([*lab.as_user(), "podman", "run", "--rm", "--network", "slirp4netns:port_handler=slirp4netns",
+                    "-p", "8080:80", "bb", "true"], cwd=PLACE / "home", status=None)
+    has(said[1], "add_hostfwd")
+
+
+@needs("podman", "runc", "busybox")
+def caller_podman_pod(lab):
+    lab.podman("pod", "create", "--name", "pod", "--network", "slirp4netns:port_handler=slirp4netns", "-p", "8080:80",
+               "--infra-image", "bb", "--infra-command", "/bin/sleep 1000")
+    lab.podman("run", "--detach", "--pod", "pod", "bb", *SERVE)
+    page(lab, HOST4, 8080, lab.far)
+    # Another container of the pod is on the same network.
+    out = lab.podman("run", "--rm", "--pod", "pod", "bb", "sh", "-c", f"{FETCH} http://127.0.0.1/; {FETCH} http://far.lab.test:8000/hello")
+    check(out == PAGE + "hello from afar\n", out)
+    lab.podman("pod", "rm", "--force", "--time", "0", "pod")
+    nobody(lab, HOST4, 8080, lab.far)
+
+
+@needs("podman", "runc", "busybox", "/usr/lib/podman/netavark", "/usr/lib/podman/aardvark-dns", "iptables")
+def caller_podman_bridge_network(lab):
+    lab.podman("network", "create", "front")
+    lab.podman("run", "--detach", "--network", "front", "--name", "web", "-p", "8080:80", "bb", *SERVE)
+    page(lab, "127.0.0.1", 8080)
+    page(lab, HOST4, 8080, lab.far)
+    # Another one finds it by name, and the way out leads through us.
+    out = once(lab, "front", f"{FETCH} http://web/; {FETCH} http://files.lab.test:8000/whoami")
+    check(out == PAGE + HOST4, out)
+    lab.podman("rm", "--force", "--time", "0", "web")
+    lab.podman("network", "rm", "--force", "front")
+    nobody(lab, "127.0.0.1", 8080)
+
+
+@needs("podman", "runc", "busybox", own=True)
+def caller_podman_hook(lab):
+    hooks = PLACE / "home/hooks.d"
+    hooks.mkdir()
+    for path in (EXAMPLES / "oci/hooks.d").iterdir():
+        (hooks / path.name).write_text(path.read_text().replace("/usr/bin/tapline", str(lab.tapline_itself)))
+    words = ["--hooks-dir", hooks, "run", "--network", "none", "--dns", "10.0.2.3", "--annotation", "tapline.publish=8080:80"]
+    container = lab.podman(*words, "--detach", "--name", "hooked", "bb", *SERVE).strip()
+    page(lab, HOST4, 8080, lab.far)
+    out = lab.podman("exec", "hooked", "sh", "-c", f"ip addr; {FETCH} http://files.lab.test:8000/hello")
+    has(out, "inet 10.0.2.100/24", "hello from afar\n")
+    # Who looks from outside finds it by the container's id.
+    has(lab.does(lab.tapline_itself, "ps"), container[:12])
+    lab.podman("--hooks-dir", hooks, "rm", "--force", "--time", "0", "hooked")
+    # A mistake ends the start, and is shown.
+    said = lab.run([*lab.as_user(), "podman", "--hooks-dir", hooks, "run", "--rm", "--network", "none",
+                    "--annotation", "tapline.publsh=80", "bb", "true"], cwd=PLACE / "home", status=None)
+    has(said[1], "tapline.publsh: unknown; did you mean tapline.publish?")
+
+
+# Buildah
+
+
+@needs("buildah", "runc", "busybox")
+def caller_buildah_run(lab):
+    path = f"{PLACE}/bin:{lab.environment['PATH']}"
+    environment = lab.environment | {"PATH": path}
+    buildah = [*lab.as_user(), "buildah"]
+
+    def does(*words):
+        return lab.run([*buildah, *words], env=environment, cwd=PLACE / "home")[0]
+
+    container = does("from", "scratch").strip()
+    does("add", container, lab.image, "/")
+    script = f"ip addr; ip route; cat /etc/resolv.conf; {FETCH} http://files.lab.test:8000/hello"
+    out = does("run", "--runtime", "runc", container, "/bin/sh", "-c", script)
+    has(out, "mtu 65520", "inet 10.0.2.100/24", "default via 10.0.2.2", "nameserver 10.0.2.3", "hello from afar\n")
+    does("rm", container)
+
+
+# RootlessKit
+
+
+class Kit:
+    """RootlessKit with a shell below it that lives as long as the case."""
+
+    def __init__(self, lab, *options):
+        self.lab, self.log, self.state = lab, lab.scratch / "rootlesskit.log", PLACE / "run/kit"
+        words = ["rootlesskit", f"--state-dir={self.state}", "--net=slirp4netns", f"--slirp4netns-binary={lab.slirp}",
+                 "--copy-up=/etc", "--disable-host-loopback", *options, "sh", "-c", "echo ready; exec cat"]
+        self.process = lab.spawn([*lab.as_user(), *words], stdin=subprocess.PIPE, stdout=open(self.log, "w"),
+                                 stderr=subprocess.STDOUT, cwd=PLACE / "home")
+        wait_until(lambda: "ready\n" in self.said(), "RootlessKit's command")
+
+    def said(self):
+        check(self.process.poll() is None, f"RootlessKit has ended: {self.log.read_text()}")
+        return self.log.read_text()
+
+    def inside(self):
+        """What stands in front of a command line there."""
+        pid = (self.state / "child_pid").read_text()
+        return ["nsenter", f"--target={pid}", "--user", "--net", "--mount", "--"]
+
+    def says(self, script):
+        return self.lab.run([*self.inside(), "sh", "-c", script], cwd="/")[0]
+
+    def serve(self, argv):
+        self.lab.spawn([*self.inside(), *argv], cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def ports(self, *words):
+        return self.lab.does("rootlessctl", f"--socket={self.state}/api.sock", *words)
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait(timeout=LIMIT)
+
+
+@needs("rootlesskit", "busybox")
+def caller_rootlesskit_its_own_tap(lab):
+    kit = Kit(lab, "--mtu=65520")
+    # The TAP is RootlessKit's, and so are the addresses on it.
+    out = kit.says("ip addr show tap0; ip route; cat /etc/resolv.conf; dig +short files.lab.test; curl -s http://files.lab.test:8000/hello")
+    has(out, "mtu 65520", "inet 10.0.2.100/24", "default via 10.0.2.2 dev tap0", "nameserver 10.0.2.3", FAR4, "hello from afar\n")
+    # 10.0.2.2 leads nowhere.
+    hosts_own_server(lab)
+    lab.run([*kit.inside(), "curl", "-s", "--max-time", "5", "http://10.0.2.2:8001/hello"], cwd="/", status=7)
+    kit.end()
+
+
+@needs("rootlesskit", "busybox")
+def caller_rootlesskit_sandbox_seccomp_cidr_ipv6(lab):
+    kit = Kit(lab, "--slirp4netns-sandbox=true", "--slirp4netns-seccomp=true", "--cidr=10.77.0.0/24", "--ipv6")
+    wait = "for i in $(seq 100); do ip -6 addr show dev tap0 | grep -q 'inet6 fd00:' && break; sleep 0.1; done"
+    out = kit.says(f"{wait}; ip addr show tap0; dig +short files.lab.test; curl -s http://files.lab.test:8000/hello; "
+                   f"curl -s --retry 5 --retry-all-errors http://[{FAR6}]:8000/hello")
+    has(out, "inet 10.77.0.100/24", "inet6 fd00:", FAR4, "hello from afar\n" * 2)
+    kit.end()
+
+
+def rootlesskit_ports(lab, driver):
+    kit = Kit(lab, f"--port-driver={driver}", "-p", "0.0.0.0:8080:80/tcp")
+    (PLACE / "home/www").mkdir(exist_ok=True)
+    (PLACE / "home/www/index.html").write_text(PAGE)
+    for port in (80, 81):
+        kit.serve(["busybox", "httpd", "-f", "-p", str(port), "-h", PLACE / "home/www"])
+    page(lab, HOST4, 8080, lab.far)
+    page(lab, "127.0.0.1", 8080)
+    # Another one while it runs, and away with it.
+    number = kit.ports("add-ports", "0.0.0.0:8081:81/tcp").strip()
+    page(lab, HOST4, 8081, lab.far)
+    has(kit.ports("list-ports"), "8080", "8081")
+    kit.ports("remove-ports", number)
+    nobody(lab, HOST4, 8081, lab.far)
+    kit.end()
+    nobody(lab, HOST4, 8080, lab.far)
+
+
+@needs("rootlesskit", "rootlessctl", "busybox")
+def caller_rootlesskit_port_driver_slirp4netns(lab):
+    rootlesskit_ports(lab, "slirp4netns")
+
+
+@needs("rootlesskit", "rootlessctl", "busybox")
+def caller_rootlesskit_port_driver_builtin(lab):
+    rootlesskit_ports(lab, "builtin")
+
+
+@needs("rootlesskit", "busybox")
+def caller_rootlesskit_killed(lab):
+    kit = Kit(lab)
+    os.killpg(kit.process.pid, signal.SIGKILL)
+    kit.process.wait(timeout=LIMIT)
+
+
+# Hooks and bubblewrap
+
+
+@needs("runc", "busybox", own=True)
+def caller_runc_hook(lab):
+    oci(lab, "runc")
+
+
+@needs("crun", "busybox", own=True)
+def caller_crun_hook(lab):
+    oci(lab, "crun")
+
+
+def oci(lab, runtime):
+    out = lab.does(PLACE / "examples/oci-hook.sh", runtime, "8080")
+    has(out, PAGE, "hooked-", "10.0.2.100", "127.0.0.1:8080->80/tcp")
+
+
+@needs("bwrap", own=True)
+def caller_bubblewrap(lab):
+    script = "ip addr; ip route; cat /etc/resolv.conf; curl -s http://files.lab.test:8000/hello; exit 7"
+    out = lab.run([*lab.as_user(), PLACE / "examples/bubblewrap.sh", "sh", "-c", script], cwd=PLACE / "home", status=7)[0]
+    has(out, "inet 10.0.2.100/24", "default via 10.0.2.2 dev tap0", "nameserver 10.0.2.3", "hello from afar\n")
