@@ -116,9 +116,7 @@ fn attach(plan: plan::Attach) -> Result<u8, String> {
 
 /// Callers know the text for a port that cannot be bound.
 fn sentence(error: &SandboxError) -> String {
-    match error {
-        other => other.to_string(),
-    }
+    error.to_string()
 }
 
 /// Which namespaces. Without `--userns` the caller may be where he has to be, and otherwise the owner of the network
