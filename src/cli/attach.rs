@@ -120,6 +120,7 @@ impl AttachArgs {
             logging: self.logging.resolve(),
             ready_fd: self.ready_fd,
             ready_text: "1\n".to_owned(),
+            link_text: String::new(),
             greeting: String::new(),
             hostfwd_socket: None,
             outlives_target: false,

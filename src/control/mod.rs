@@ -2,6 +2,7 @@
 pub mod api;
 pub mod client;
 pub mod gateway;
+pub mod hostfwd;
 pub mod http;
 pub mod messages;
 pub mod networks;

@@ -28,6 +28,6 @@ pub use ports::{
     parse_clients, parse_port,
 };
 pub use run::{
-    Attach, HostTarget, Interface, InterfaceExtras, Join, LinkChoice, Logging, MapUser, Mode, Names, PidMode, Route,
-    Run, Seat, Shared, Surroundings, Target, Userns,
+    Attach, HostTarget, Interface, InterfaceExtras, Join, LINK_NUMBER, LinkChoice, Logging, MapUser, Mode, Names,
+    PidMode, Route, Run, Seat, Shared, Surroundings, Target, Userns,
 };

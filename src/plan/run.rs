@@ -289,6 +289,9 @@ pub enum Userns {
     Stay,
 }
 
+/// Stands for a number in [`Attach::link_text`].
+pub const LINK_NUMBER: &str = "{link}";
+
 /// `tapline attach`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attach {
@@ -325,7 +328,10 @@ pub struct Attach {
     pub ready_fd: Option<RawFd>,
     /// A `1` and a newline, unless another tool's command line wants it otherwise.
     pub ready_text: String,
-    /// What is printed on standard output when the network is ready, before that.
+    /// What is printed on standard error when the network is ready, before that; in place of [`LINK_NUMBER`] stands the
+    /// number of the link's descriptor.
+    pub link_text: String,
+    /// What is printed on standard output then.
     pub greeting: String,
     /// Where to listen for slirp4netns' API ([`control::hostfwd`](crate::control::hostfwd)); what is there is removed first.
     pub hostfwd_socket: Option<PathBuf>,

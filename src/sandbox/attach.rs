@@ -18,13 +18,15 @@
 //! A target may be no more than the descriptor of a TAP that somebody else made. There is no agent then, nothing is
 //! configured, and the end is whoever started it's to say. Whether its frames have a header is asked of the kernel.
 //!
-//! It ends when the target ends, `--exit-fd` hangs up, or SIGTERM, SIGINT, SIGHUP or SIGQUIT ask for it; in each case
-//! the gateway is waited for, since the interface disappears with the last descriptor of it.
+//! It ends when the target ends, `--exit-fd` hangs up (which counts from when the network is ready), or SIGTERM, SIGINT,
+//! SIGHUP or SIGQUIT ask for it; in each case the gateway is waited for, since the interface disappears with the last
+//! descriptor of it. One that outlives its target keeps the namespace itself, for agents that are started later.
 use std::fs::File;
 use std::io::{PipeWriter, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::prctl::set_dumpable;
@@ -33,6 +35,7 @@ use nix::unistd::{Pid, getpid, setsid};
 use super::SandboxError;
 use super::agent::{follow, send_links};
 use super::attend::Attendance;
+use super::hostfwd::{self, HostFwd, Publisher};
 use super::message::FromAgent;
 use super::order::Order;
 use super::seats::{self, About};
@@ -44,7 +47,7 @@ use super::uplinks::{Ear, GaveUp, Record, Uplinks};
 use crate::control::state::{SandboxState, StateDir};
 use crate::control::wire;
 use crate::host::watch::HostWatch;
-use crate::plan::{self, LinkKind, MacAddr, Ports, Reached, Target};
+use crate::plan::{self, LinkKind, MacAddr, PortFailure, Ports, PublishSpec, Reached, Target};
 use crate::sys::proc::{self, Forked};
 use crate::sys::{scm, tun};
 
@@ -146,6 +149,7 @@ fn told_error(text: String) -> SandboxError {
 struct Waiting {
     ready_fd: Option<OwnedFd>,
     ready_text: String,
+    link_text: String,
     greeting: String,
     parent: Option<PipeWriter>,
     pid_file: Option<PathBuf>,
@@ -170,6 +174,8 @@ struct Service<'a> {
     plan: &'a plan::Attach,
     signals: Signals,
     life: Life,
+    /// The target, for one that is outlived.
+    kept: Option<Opened>,
     exit: Option<OwnedFd>,
     agent: Option<Pid>,
     socket: Option<OwnedFd>,
@@ -179,6 +185,7 @@ struct Service<'a> {
     /// `None` once they have ended.
     uplinks: Option<Uplinks>,
     waiting: Option<Waiting>,
+    hostfwd: Option<HostFwd>,
 }
 
 /// Who is to be listened to.
@@ -189,6 +196,7 @@ enum Source {
     Exit,
     Agent,
     Uplinks(Ear),
+    HostFwd(hostfwd::Ear),
     /// Nobody in particular: it is time to look.
     Time,
 }
@@ -214,10 +222,14 @@ impl<'a> Service<'a> {
         seats::write_down(&mut record.state, seats.iter().map(|(seat, _)| seat.clone()).collect());
         record.publish()?;
         let watch = HostWatch::new()?;
+        let hostfwd = plan.hostfwd_socket.as_deref().map(|path| listen(path, plan)).transpose()?;
         let errand = if needs_agent(&plan.ports) { Errand::LinkAndStay } else { Errand::Link };
         let orders: Vec<Order> = seats.iter().map(|(_, order)| order.clone()).collect();
-        let started = opened.map(|opened| start_agent(plan, &orders, opened, errand, Vec::new())).transpose()?;
+        let started =
+            opened.as_ref().map(|opened| start_agent(plan, &orders, opened, errand, Vec::new())).transpose()?;
         let (agent, socket) = started.unzip();
+        // Descriptors of the namespace would keep it alive.
+        let kept = opened.filter(|_| plan.outlives_target);
         let detached = parent.is_some();
         let mut uplinks = Uplinks::new(about, &plan.ports, states, record, Some(watch), seats);
         if let Some((name, link)) = tap {
@@ -240,6 +252,7 @@ impl<'a> Service<'a> {
             plan,
             signals,
             life,
+            kept,
             exit,
             agent,
             socket,
@@ -249,10 +262,12 @@ impl<'a> Service<'a> {
             waiting: Some(Waiting {
                 ready_fd,
                 ready_text: plan.ready_text.clone(),
+                link_text: plan.link_text.clone(),
                 greeting: plan.greeting.clone(),
                 parent,
                 pid_file: plan.pid_file.clone(),
             }),
+            hostfwd,
         };
         // With somebody waiting in the foreground, errors up to readiness are this function's.
         while service.waiting.is_some() {
@@ -260,8 +275,7 @@ impl<'a> Service<'a> {
                 Ok(None) => {}
                 Ok(Some(ended)) => {
                     service.finish();
-                    let what = if ended == Ended::Target { "the namespace has ended" } else { "it was ended" };
-                    return Err(SandboxError::Inside(format!("{what} before its network worked")));
+                    return Err(SandboxError::EndedEarly(ended));
                 }
                 Err(error) => {
                     service.finish();
@@ -297,7 +311,7 @@ impl<'a> Service<'a> {
                     }
                     false
                 }
-                Source::Life => self.life.has_ended(true),
+                Source::Life => self.has_target_ended(true),
                 Source::Exit => return Ok(Some(Ended::ExitFd)),
                 Source::Agent => {
                     self.hear_agent()?;
@@ -308,11 +322,17 @@ impl<'a> Service<'a> {
                     {
                         go_on_without(gave_up)?;
                     }
-                    ear == Ear::Host && self.life.has_ended(false)
+                    ear == Ear::Host && self.has_target_ended(false)
+                }
+                Source::HostFwd(ear) => {
+                    if let (Some(hostfwd), Some(uplinks)) = (&mut self.hostfwd, &mut self.uplinks) {
+                        hostfwd.hear(ear, uplinks);
+                    }
+                    false
                 }
                 Source::Time => {
                     self.uplinks.iter_mut().for_each(Uplinks::look_at_host);
-                    self.life.has_ended(false)
+                    self.has_target_ended(false)
                 }
             };
             if has_target_ended {
@@ -327,12 +347,26 @@ impl<'a> Service<'a> {
         Ok(None)
     }
 
+    /// `readable` says whether its descriptor was.
+    fn has_target_ended(&self, readable: bool) -> bool {
+        self.life.has_ended(readable)
+    }
+
     /// After everything that was heard: do what has become possible.
     fn go_on(&mut self) -> Result<(), SandboxError> {
+        if let (Some(hostfwd), Some(uplinks)) = (&mut self.hostfwd, &mut self.uplinks) {
+            hostfwd.expire(Instant::now(), uplinks);
+        }
         self.start_agent_if_needed();
         self.go_on_with_uplinks()?;
         // What a caller has asked for may be the first thing that there is to do inside.
-        if self.start_agent_if_needed() { self.go_on_with_uplinks() } else { Ok(()) }
+        if self.start_agent_if_needed() {
+            self.go_on_with_uplinks()?;
+        }
+        if let (Some(hostfwd), Some(uplinks)) = (&mut self.hostfwd, &mut self.uplinks) {
+            hostfwd.settle(uplinks.settled());
+        }
+        Ok(())
     }
 
     fn start_agent_if_needed(&mut self) -> bool {
@@ -357,18 +391,19 @@ impl<'a> Service<'a> {
         let (works, gave_up) = uplinks.go_on(self.socket.as_ref().filter(|_| stays))?;
         gave_up.map_or(Ok(()), go_on_without)?;
         if works && let Some(waiting) = self.waiting.take() {
-            waiting.tell()?;
+            waiting.tell(uplinks.link())?;
         }
         Ok(())
     }
 
     /// An agent that stays, in place of one that has ended.
     fn start_agent(&mut self) -> Result<(), SandboxError> {
-        let (opened, _) = target::open(&self.plan.target)?;
-        if self.life.is_over() {
+        let reopened = if self.kept.is_some() { None } else { Some(target::open(&self.plan.target)?.0) };
+        if reopened.is_some() && self.life.is_over() {
             // Another may have its number or its path now.
             return Ok(());
         }
+        let Some(opened) = self.kept.as_ref().or(reopened.as_ref()) else { return Ok(()) };
         let reached = self.uplinks.as_ref().map(Uplinks::reached).unwrap_or_default();
         self.errand = Errand::Stay;
         let (agent, socket) = start_agent(self.plan, &[], opened, self.errand, reached)?;
@@ -381,13 +416,19 @@ impl<'a> Service<'a> {
         let mut listeners: Vec<(Source, BorrowedFd<'_>, PollFlags)> = vec![(Source::Signals, self.signals.as_fd(), IN)];
         listeners.extend(self.life.fd().map(|fd| (Source::Life, fd, IN)));
         // Only a hang-up counts, not what may be readable.
-        listeners.extend(self.exit.as_ref().map(|fd| (Source::Exit, fd.as_fd(), PollFlags::empty())));
+        let exit = self.exit.as_ref().filter(|_| self.waiting.is_none());
+        listeners.extend(exit.map(|fd| (Source::Exit, fd.as_fd(), PollFlags::empty())));
         listeners.extend(self.socket.as_ref().map(|fd| (Source::Agent, fd.as_fd(), IN)));
         let uplinks = self.uplinks.iter().flat_map(Uplinks::fds);
         listeners.extend(uplinks.map(|(ear, fd)| (Source::Uplinks(ear), fd, IN)));
+        // A port is published by a network that works.
+        let hostfwd = self.hostfwd.iter().filter(|_| self.waiting.is_none());
+        listeners.extend(hostfwd.flat_map(HostFwd::fds).map(|(ear, fd, flags)| (Source::HostFwd(ear), fd, flags)));
         let mut fds: Vec<PollFd<'_>> = listeners.iter().map(|(_, fd, flags)| PollFd::new(*fd, *flags)).collect();
         let interval = [self.life.interval(), self.uplinks.as_ref().and_then(Uplinks::timeout)];
-        let timeout = round_up(interval.into_iter().flatten().min());
+        let hostfwd = self.hostfwd.as_ref().and_then(HostFwd::deadline);
+        let hostfwd = hostfwd.map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = round_up(interval.into_iter().flatten().chain(hostfwd).min());
         loop {
             match poll(&mut fds, timeout) {
                 Err(nix::Error::EINTR) => {}
@@ -429,6 +470,7 @@ impl<'a> Service<'a> {
 
     /// Let go of the link, and see that everybody else has.
     fn finish(&mut self) {
+        self.hostfwd = None;
         let ended = self.uplinks.take().map(Uplinks::end);
         self.socket = None;
         if let Some(agent) = self.agent.take() {
@@ -449,20 +491,24 @@ impl<'a> Service<'a> {
 const IN: PollFlags = PollFlags::POLLIN;
 
 impl Waiting {
-    /// The network works.
-    fn tell(self) -> Result<(), SandboxError> {
+    /// The network works, over this link.
+    fn tell(self, link: Option<BorrowedFd<'_>>) -> Result<(), SandboxError> {
         if let Some(path) = &self.pid_file {
             write_pid_file(path)?;
         }
+        // Who does not read this may have gone; the network works all the same.
+        if let Some(link) = link.filter(|_| !self.link_text.is_empty()) {
+            let text = self.link_text.replace(plan::LINK_NUMBER, &link.as_raw_fd().to_string());
+            let _ = std::io::stderr().write_all(text.as_bytes());
+        }
         if !self.greeting.is_empty() {
             let mut out = std::io::stdout();
-            // Who does not read it may have gone; the network works all the same.
             let _ = out.write_all(self.greeting.as_bytes()).and_then(|()| out.flush());
         }
-        if let Some(fd) = self.ready_fd {
-            File::from(fd)
-                .write_all(self.ready_text.as_bytes())
-                .map_err(SandboxError::io("write to the descriptor of --ready-fd"))?;
+        if let Some(fd) = self.ready_fd
+            && let Err(error) = File::from(fd).write_all(self.ready_text.as_bytes())
+        {
+            tracing::warn!("the network is ready, which cannot be written to the descriptor of --ready-fd: {error}");
         }
         if let Some(mut parent) = self.parent {
             // Before the parent goes: its caller may read what it has inherited to the end, and look at this process.
@@ -506,14 +552,14 @@ fn needs_agent(ports: &Ports) -> bool {
 fn start_agent(
     plan: &plan::Attach,
     orders: &[Order],
-    opened: Opened,
+    opened: &Opened,
     errand: Errand,
     reached: Vec<Reached>,
 ) -> Result<(Pid, OwnedFd), SandboxError> {
     let (socket, supervisor) = scm::pair().map_err(SandboxError::io("make a socket pair"))?;
     let own = getpid();
     match proc::fork().map_err(SandboxError::io("start the agent"))? {
-        Forked::Child => agent(own, plan, orders, &opened, &supervisor, errand, reached),
+        Forked::Child => agent(own, plan, orders, opened, &supervisor, errand, reached),
         Forked::Parent(pid) => Ok((pid, socket)),
     }
 }
@@ -551,6 +597,24 @@ fn agent(
         let _ = wire::send(supervisor, &FromAgent::Failed { text }, &[]);
     }
     proc::exit_now(0);
+}
+
+/// Listen for those who ask for ports. What they do not say means the sandbox's own address.
+fn listen(path: &Path, plan: &plan::Attach) -> Result<HostFwd, SandboxError> {
+    let network = &plan.network;
+    let own = network.v4.map(|l| l.sandbox.into()).or(network.v6.map(|l| l.sandbox.into()));
+    HostFwd::listen(path, own.unwrap_or(Ipv4Addr::UNSPECIFIED.into()))
+        .map_err(|error| SandboxError::Listen { path: path.to_owned(), error })
+}
+
+impl Publisher for Uplinks {
+    fn publish(&mut self, spec: &PublishSpec) -> Result<u64, PortFailure> {
+        Uplinks::publish(self, spec)
+    }
+
+    fn unpublish(&mut self, ticket: u64) -> bool {
+        Uplinks::unpublish(self, ticket)
+    }
 }
 
 /// What `ps` and `inspect` show, but for the networks.

@@ -16,6 +16,7 @@
 //! | [`linked`] | links to other sandboxes |
 //! | seats | the sandbox's places on its networks, made of what was asked for |
 //! | callers | who asks a supervisor to connect or disconnect networks |
+//! | hostfwd | clients of slirp4netns' API, who ask for ports |
 //! | ports | published ports as a supervisor keeps them |
 //! | attend | what an agent does as long as the sandbox lives |
 //! | attach, [`target`] | the supervisor of `attach`; the namespace it is given |
@@ -24,6 +25,7 @@
 //! | message | what they say to each other |
 //! | signals, terminal | what the person types |
 use std::io;
+use std::path::PathBuf;
 
 use crate::control::state::StateError;
 
@@ -34,6 +36,7 @@ mod callers;
 mod command;
 pub mod etc;
 mod exec;
+mod hostfwd;
 mod init;
 pub mod link;
 pub mod linked;
@@ -88,6 +91,14 @@ pub enum SandboxError {
     /// A port cannot be published.
     #[error(transparent)]
     Port(#[from] crate::plan::PortFailure),
+    /// Nobody can be listened to there.
+    #[error("cannot listen at {}: {error}; take another path, of 107 bytes at most", path.display())]
+    Listen {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
     /// The command cannot be executed.
     #[error(transparent)]
     Command(#[from] command::BadCommand),
@@ -102,6 +113,9 @@ pub enum SandboxError {
         /// The signal that ended it.
         signal: Option<i32>,
     },
+    /// Somebody wanted an end of an attached namespace's network before it worked.
+    #[error("{} before its network worked", early(*.0))]
+    EndedEarly(Ended),
     /// The sandbox has ended, or is about to.
     #[error("the sandbox `{0}` has no process to join: it has ended, or is only just starting")]
     Gone(String),
@@ -119,6 +133,10 @@ impl SandboxError {
     fn io<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> SandboxError {
         move |error| SandboxError::Io { what, error: error.into() }
     }
+}
+
+fn early(ended: Ended) -> &'static str {
+    if ended == Ended::Target { "the namespace has ended" } else { "it was ended" }
 }
 
 fn killed_by(signal: Option<i32>) -> String {

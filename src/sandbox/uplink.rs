@@ -205,6 +205,11 @@ impl Uplink {
         self.link.is_some()
     }
 
+    /// The link.
+    pub(super) fn link(&self) -> Option<BorrowedFd<'_>> {
+        self.link.as_ref().and_then(|link| link.fd.as_ref()).map(AsFd::as_fd)
+    }
+
     /// Does the gateway carry frames?
     pub(super) fn is_attached(&self) -> bool {
         self.attached

@@ -249,19 +249,16 @@ impl Uplinks {
     }
 
     /// Bind a spec now, and have it served; see [`PortKeeper::publish`].
-    #[allow(dead_code)]
     pub(super) fn publish(&mut self, spec: &PublishSpec) -> Result<u64, PortFailure> {
         self.ports.publish(spec)
     }
 
     /// Take back what was published under a ticket; see [`PortKeeper::unpublish`].
-    #[allow(dead_code)]
     pub(super) fn unpublish(&mut self, ticket: u64) -> bool {
         self.ports.unpublish(ticket)
     }
 
     /// What came of these since the last time. To be looked at after each [`go_on`](Self::go_on).
-    #[allow(dead_code)]
     pub(super) fn settled(&mut self) -> Vec<Settled> {
         self.ports.settled()
     }
@@ -496,6 +493,11 @@ impl Uplinks {
     /// Is an agent needed, which makes sockets inside or has something else to do there?
     pub(super) fn needs_agent(&self) -> bool {
         !self.orders.is_empty() || self.main_uplink().is_some_and(Uplink::has_gateway) && !self.ports.is_empty()
+    }
+
+    /// The first link.
+    pub(super) fn link(&self) -> Option<BorrowedFd<'_>> {
+        self.all.first().and_then(Uplink::link)
     }
 
     /// Have all the links come that were there to be made from the start?

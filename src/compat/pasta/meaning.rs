@@ -211,6 +211,7 @@ impl Meaning {
             logging: logging(options),
             ready_fd: None,
             ready_text: String::new(),
+            link_text: String::new(),
             greeting: String::new(),
             hostfwd_socket: None,
             outlives_target: options.outlives_netns,

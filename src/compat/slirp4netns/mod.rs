@@ -22,7 +22,7 @@ use nix::ifaddrs::getifaddrs;
 use self::options::{Interfaces, Mistake, Options, Wanted};
 use crate::observe::logging;
 use crate::plan::Attach;
-use crate::sandbox::{self, Ended};
+use crate::sandbox::{self, Ended, SandboxError};
 use crate::sys::{proc, random};
 
 mod options;
@@ -68,9 +68,9 @@ fn serve(mut options: Options) -> ExitCode {
     };
     logging::init(plan.logging);
     match attach(plan) {
-        Ok(Ended::Signal(number)) => proc::die_of(number),
+        Ok(Ended::Signal(number)) | Err(SandboxError::EndedEarly(Ended::Signal(number))) => proc::die_of(number),
         Ok(Ended::ExitFd) => {
-            complain("exitfd event");
+            complain("exitfd event\ndo_slirp is exiting");
             ExitCode::SUCCESS
         }
         Ok(Ended::Target | Ended::Background) => ExitCode::SUCCESS,
@@ -81,7 +81,7 @@ fn serve(mut options: Options) -> ExitCode {
     }
 }
 
-fn attach(plan: Attach) -> Result<Ended, sandbox::SandboxError> {
+fn attach(plan: Attach) -> Result<Ended, SandboxError> {
     proc::trim_memory();
     sandbox::attach(plan)
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::options::{Netns, Options};
 use crate::plan::{
-    self, Access, Attach, Behaviour, Interface, InterfaceExtras, Ipv4Layout, Ipv6Layout, LinkChoice, LocalClients,
-    Logging, MacAddr, Mode, Names, Network, Outbound, PRIVATE, Ports, Target, Userns, subnet,
+    self, Access, Attach, Behaviour, Interface, InterfaceExtras, Ipv4Layout, Ipv6Layout, LINK_NUMBER, LinkChoice,
+    LocalClients, Logging, MacAddr, Mode, Names, Network, Outbound, PRIVATE, Ports, Target, Userns, subnet,
 };
 
 /// How long idle UDP and ping flows live (libslirp's SO_EXPIRE).
@@ -87,6 +87,7 @@ pub(super) fn plan(options: &Options, id: String) -> Option<Attach> {
         logging: Logging { verbosity: 0, json: false },
         ready_fd: options.ready_fd,
         ready_text: "1".to_owned(),
+        link_text: format!("sent tapfd={LINK_NUMBER} for {}\nreceived tapfd={LINK_NUMBER}\n", options.tap),
         greeting: greeting(options, v4),
         hostfwd_socket: options.api_socket.clone(),
         outlives_target: true,
