@@ -630,3 +630,39 @@ fn many_who_make_and_remove_networks_at_once_lose_nothing() {
     // Nothing half written is left.
     assert_eq!(fs::read_dir(home.0.join("tapline/networks")).unwrap().count(), 25);
 }
+
+#[test]
+fn link_as_makes_a_link_that_is_called_and_says_what_to_do_next() {
+    let home = Home::new();
+    let directory = fs::canonicalize(&home.0).unwrap();
+    let said = home.stdout(&["link-as", "slirp4netns", home.0.to_str().unwrap()]);
+    let link = directory.join("slirp4netns");
+    let own = fs::canonicalize(env!("CARGO_BIN_EXE_tapline")).unwrap();
+    assert_eq!(fs::read_link(&link).unwrap(), own);
+    for expected in [
+        format!("network_cmd_path = \"{}\"", link.display()),
+        format!("PATH={}:$PATH", directory.display()),
+        format!("--slirp4netns-binary={}", link.display()),
+    ] {
+        assert!(said.contains(&expected), "{expected}: {said}");
+    }
+    let version = Command::new(&link).arg("--version").output().unwrap();
+    assert!(String::from_utf8_lossy(&version.stdout).starts_with("slirp4netns version "));
+    // Again, and through the link itself.
+    home.stdout(&["link-as", "slirp4netns", home.0.to_str().unwrap()]);
+    assert!(home.stdout(&["link-as", "pasta", home.0.to_str().unwrap()]).contains("helper_binaries_dir = ["));
+    assert_eq!(fs::read_link(directory.join("pasta")).unwrap(), own);
+}
+
+#[test]
+fn link_as_leaves_what_is_not_its_own() {
+    let home = Home::new();
+    fs::write(home.0.join("pasta"), "theirs").unwrap();
+    let line = home.refusal(125, &["link-as", "pasta", home.0.to_str().unwrap()]);
+    assert!(line.contains("is no link to tapline: remove it"), "{line}");
+    assert_eq!(fs::read_to_string(home.0.join("pasta")).unwrap(), "theirs");
+    let line = home.refusal(125, &["link-as", "pasta", home.0.join("nowhere").to_str().unwrap()]);
+    assert!(line.contains("cannot use the directory"), "{line}");
+    let line = home.refusal(2, &["link-as", "passt", home.0.to_str().unwrap()]);
+    assert!(line.contains("slirp4netns"), "{line}");
+}

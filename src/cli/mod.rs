@@ -32,6 +32,7 @@ mod error;
 mod exec;
 mod gateway;
 mod inspect;
+mod link_as;
 mod man;
 mod net_options;
 mod network;
@@ -76,6 +77,7 @@ enum Verb {
     Publish(publish::PublishArgs),
     Unpublish(unpublish::UnpublishArgs),
     Stop(stop::StopArgs),
+    LinkAs(link_as::LinkAsArgs),
     OciHook(oci_hook::OciHookArgs),
     Completions(completions::CompletionsArgs),
     #[command(hide = true)]
@@ -126,6 +128,7 @@ fn dispatch(words: Vec<OsString>) -> Result<i32, Failure> {
         Verb::Publish(args) => args.execute(),
         Verb::Unpublish(args) => args.execute(),
         Verb::Stop(args) => args.execute(),
+        Verb::LinkAs(args) => args.execute(),
         Verb::OciHook(args) => args.execute(),
         Verb::Completions(args) => args.execute(),
         Verb::Man(args) => args.execute(),

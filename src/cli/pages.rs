@@ -285,6 +285,16 @@ pub const PAGES: &[Page] = &[
         ],
     },
     Page {
+        verb: "link-as",
+        examples: &[
+            ("For Podman, Buildah and RootlessKit:", "tapline link-as slirp4netns ~/.local/lib/tapline"),
+            ("For Podman 5 and newer:", "tapline link-as pasta ~/.local/lib/tapline"),
+        ],
+        exit_status: OWN_STATUS,
+        files: &[],
+        environment: &[],
+    },
+    Page {
         verb: "completions",
         examples: &[
             ("For bash:", "tapline completions bash > ~/.local/share/bash-completion/completions/tapline"),
