@@ -12,7 +12,7 @@
 //! 1. [`Gateway::handle_frame`] looks at the Ethernet header: ARP goes to [`arp`], IP is checked by [`packet`]
 //!    and its source judged (a sandbox speaks only from its segment's addresses).
 //! 2. Fragments wait in [`reassembly`] until their datagram is whole.
-//! 3. TCP goes to [`tcp`], UDP to [`udp`] (DHCP and DNS are taken out there), ICMP to [`icmp`], neighbor
+//! 3. TCP goes to [`tcp`], UDP to [`udp`] (DHCP, DHCPv6 and DNS are taken out there), ICMP to [`icmp`], neighbor
 //!    discovery to [`ndp`]. A new flow is judged by the [`policy`](crate::policy) once.
 //!
 //! A frame that goes no further is counted with its [`DropReason`](counters::DropReason); nothing a sandbox
@@ -24,6 +24,7 @@ mod bad_input;
 pub mod counters;
 pub mod describe;
 pub mod dhcp;
+pub mod dhcpv6;
 pub mod echo;
 pub mod emit;
 pub(crate) mod flows;

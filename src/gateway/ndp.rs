@@ -22,7 +22,7 @@
 //!
 //! A router advertisement says: the prefix is on-link and, when it is a /64 that one sandbox has for itself, good for
 //! autonomous addresses (RFC 4862, 5.5.3 d; on a shared network a sandbox has the address that was given to it, and
-//! could not speak from another); no DHCPv6 (M and O are 0); the MTU; the resolvers and search domains; the gateway's MAC; and that the
+//! could not speak from another); whether there is DHCPv6 (M); the MTU; the resolvers and search domains; the gateway's MAC; and that the
 //! gateway is a default router, unless the network is internal (RFC 4861, 6.2.3: lifetime 0). It answers solicitations
 //! at once, not after the random delay of RFC 4861, 6.2.6: that is for links with several routers or hosts that were
 //! all switched on together, and here each port is a wire of its own.
@@ -66,6 +66,8 @@ const OPTION_DNSSL: u8 = 31;
 const FLAG_ROUTER: u8 = 0x80;
 const FLAG_SOLICITED: u8 = 0x40;
 const FLAG_OVERRIDE: u8 = 0x20;
+/// M: addresses come by DHCPv6, and so does the rest (RFC 4861, 4.2).
+const MANAGED: u8 = 0x80;
 const PREFIX_ON_LINK: u8 = 0x80;
 const PREFIX_AUTONOMOUS: u8 = 0x40;
 
@@ -203,8 +205,8 @@ fn advertise_neighbor(
 fn advertise_router(segment: &mut Segment, layout: &Ipv6Layout, peer: Peer, to: Ipv6Addr, link: &mut impl Link) {
     let internal = segment.network.sharing.is_some_and(|sharing| sharing.internal);
     let [lifetime_high, lifetime_low] = if internal { [0, 0] } else { ROUTER_LIFETIME.to_be_bytes() };
-    // M and O are 0: there is no DHCPv6.
-    let header = [ROUTER_ADVERTISEMENT, 0, 0, 0, emit::HOP_LIMIT, 0, lifetime_high, lifetime_low];
+    let flags = if segment.network.behaviour.services.dhcpv6 { MANAGED } else { 0 };
+    let header = [ROUTER_ADVERTISEMENT, 0, 0, 0, emit::HOP_LIMIT, flags, lifetime_high, lifetime_low];
     let body = router_options(&segment.network, layout);
     let from = segment.network.gateway_link_local();
     send(segment, peer, from, to, header, &body, link);
@@ -216,8 +218,10 @@ fn router_options(network: &Network, layout: &Ipv6Layout) -> Vec<u8> {
     body.extend_from_slice(&[OPTION_SOURCE_ADDRESS, 1]);
     body.extend_from_slice(&network.gateway_mac.0);
 
-    body.extend_from_slice(&[OPTION_MTU, 1, 0, 0]);
-    body.extend_from_slice(&u32::from(network.mtu).to_be_bytes());
+    if network.behaviour.announcements.mtu {
+        body.extend_from_slice(&[OPTION_MTU, 1, 0, 0]);
+        body.extend_from_slice(&u32::from(network.mtu).to_be_bytes());
+    }
 
     let length = layout.subnet.prefix_len();
     let autonomous = if length == 64 && network.sharing.is_none() { PREFIX_AUTONOMOUS } else { 0 };
@@ -235,7 +239,7 @@ fn router_options(network: &Network, layout: &Ipv6Layout) -> Vec<u8> {
         body.extend_from_slice(&lifetime);
         resolvers.iter().for_each(|ip| body.extend_from_slice(&ip.octets()));
     }
-    let mut search = dhcp::encode_domains(&network.dns_search, MAX_SEARCH);
+    let mut search = dhcp::encode_domains(network.announced_search(), MAX_SEARCH);
     if !search.is_empty() {
         search.resize(search.len().next_multiple_of(8), 0);
         let units = 1 + (search.len() / 8) as u8; // at most 101
@@ -247,11 +251,8 @@ fn router_options(network: &Network, layout: &Ipv6Layout) -> Vec<u8> {
 }
 
 /// The IPv6 resolvers that are announced.
-fn resolvers(network: &Network, layout: &Ipv6Layout) -> Vec<Ipv6Addr> {
-    if network.dns_servers.is_empty() {
-        return if network.dns_enabled { vec![layout.dns] } else { Vec::new() };
-    }
-    network.dns_servers.iter().filter_map(|&ip| packet::v6(ip)).take(16).collect()
+pub(super) fn resolvers(network: &Network, layout: &Ipv6Layout) -> Vec<Ipv6Addr> {
+    network.announced_resolvers(layout.dns.into()).into_iter().filter_map(packet::v6).take(16).collect()
 }
 
 fn send(
@@ -480,6 +481,18 @@ mod tests {
         network.dns_enabled = false;
         network.dns_search.clear();
         assert_eq!(options(&network).iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), [1, 5, 3]);
+    }
+
+    #[test]
+    fn only_what_the_network_announces_is_said() {
+        let mut network = network(1500);
+        network.behaviour.announcements =
+            crate::plan::Announcements { resolvers: false, search: false, mtu: false, ..Default::default() };
+        let kinds = |network: &Network| options(network).iter().map(|(kind, _)| *kind).collect::<Vec<_>>();
+        assert_eq!(kinds(&network), [1, 3]);
+        network.behaviour.announcements = Default::default();
+        network.v6.as_mut().unwrap().dns = Ipv6Addr::UNSPECIFIED;
+        assert_eq!(kinds(&network), [1, 5, 3, 31], "an address that nobody has is no resolver");
     }
 
     #[test]

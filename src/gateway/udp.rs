@@ -8,7 +8,7 @@
 //! to ([`Peers`]; address-dependent filtering, REQ-8); others are counted and dropped.
 //!
 //! The way of a datagram out: header and checksum are checked; what the gateway answers itself is taken out
-//! (DHCP, names); the destination is judged by the policy, once for each flow and address (a refusal is not kept:
+//! (DHCP, DHCPv6, names); the destination is judged by the policy, once for each flow and address (a refusal is not kept:
 //! nothing is remembered of those who only write where they may not); the hop limit goes down by one; the host's
 //! socket sends it. Where the host says no, the sandbox is told with ICMP. To the gateway's own address the hop
 //! limit stays, for that is no hop away, and the policy is asked each time, so that a flow follows when the
@@ -37,7 +37,7 @@ use super::quote::Quote;
 use super::{
     Segment,
     counters::DropReason,
-    dhcp, emit,
+    dhcp, dhcpv6, emit,
     icmp::{self, IcmpError},
     link::{Asker, Datagram, Gso, Host, HostError, Link, Peer, PortId, UdpId, Unsent},
     packet::Packet,
@@ -154,6 +154,9 @@ impl UdpTable {
         let services = segment.network.behaviour.services;
         if udp.dst_port == DHCP_SERVER_PORT && services.dhcp && is_for_dhcp_server(segment, packet.dst) {
             return dhcp::handle(segment, packet, link);
+        }
+        if dhcpv6::is_for_us(segment, packet.dst, udp.dst_port) {
+            return dhcpv6::handle(segment, packet, udp.payload, link);
         }
         if self.inbound.len() > 0 {
             let (from, to) = (SocketAddr::new(packet.src, udp.src_port), SocketAddr::new(packet.dst, udp.dst_port));

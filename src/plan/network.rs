@@ -278,6 +278,23 @@ impl Network {
         Network { dns_search: search.cloned().collect(), ..self.clone() }
     }
 
+    /// The resolvers that are announced: those given by hand, or the DNS address, of whichever families. `dns` is that
+    /// of the family that is asked for.
+    pub fn announced_resolvers(&self, dns: IpAddr) -> Vec<IpAddr> {
+        if !self.behaviour.announcements.resolvers {
+            return Vec::new();
+        }
+        if self.dns_servers.is_empty() {
+            return if self.dns_enabled && !dns.is_unspecified() { vec![dns] } else { Vec::new() };
+        }
+        self.dns_servers.clone()
+    }
+
+    /// The search domains that are announced.
+    pub fn announced_search(&self) -> &[String] {
+        if self.behaviour.announcements.search { &self.dns_search } else { &[] }
+    }
+
     /// The gateway's link-local IPv6 address, where router advertisements come from.
     pub fn gateway_link_local(&self) -> Ipv6Addr {
         self.gateway_mac.link_local()
