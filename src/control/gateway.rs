@@ -41,6 +41,7 @@ mod check;
 mod hub;
 mod mouth;
 mod ports;
+mod sense;
 
 /// How long the worker may take to close its flows when the sandbox has ended.
 pub const GRACE: Duration = Duration::from_millis(100);

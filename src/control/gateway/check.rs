@@ -8,6 +8,7 @@ use nix::sys::stat::{SFlag, fstat, major, minor};
 use socket2::{Domain, SockRef, Type};
 
 use super::super::messages::ToGateway;
+use super::sense::check_network;
 use crate::plan::{Endpoint, HostView, LinkKind, Network};
 
 /// An attach request whose descriptors are what they should be.
@@ -31,6 +32,7 @@ impl Request {
             return Err("the first message was not `attach`".to_owned());
         };
         let has_link = kind != LinkKind::None;
+        check_network(&network, &endpoint).map_err(|nonsense| format!("the network cannot be: {nonsense}"))?;
         let expected = usize::from(has_link) + usize::from(api);
         if fds.len() != expected {
             return Err(format!("{} descriptors came with `attach`, {expected} were expected", fds.len()));
