@@ -124,7 +124,8 @@ pub struct Network {
     pub v4: Option<Ipv4Layout>,
     /// IPv6 side; `None` with `--ipv4-only`.
     pub v6: Option<Ipv6Layout>,
-    /// IP MTU of the segment in bytes, 576 to 65520 (1280 at least with IPv6).
+    /// IP MTU of the segment in bytes, 576 to 65520 (1280 at least with IPv6). Another tool's command line may have 68
+    /// (RFC 791) to 65521; with less than 1280 the kernel has no IPv6 on the interface, whatever is here.
     pub mtu: u16,
     /// The gateway's Ethernet address; its fe80 address is derived from it.
     pub gateway_mac: MacAddr,

@@ -138,7 +138,7 @@ impl TcpTable {
     /// What is known before the SYN-ACK.
     fn dialing_wire(&self, segment: &Segment, peer: Peer, key: Key) -> Wire {
         let ip_header = wire::plain_ip_header(key.from.ip());
-        let our_mss = self.our_mtu - ip_header as u16 - 20;
+        let our_mss = wire::largest_segment(self.our_mtu, ip_header);
         let mac = segment.network.gateway_mac;
         Wire { peer, mac, ip_header, mss: our_mss, our_mss, last_ack: 0, next_sequence: None }
     }
@@ -180,7 +180,7 @@ impl TcpTable {
         let flow = &mut self.flows[id.index as usize];
         let State::Open(open) = &mut flow.state else { return Ok(()) };
         if tcp.syn() {
-            open.wire.mss = answer.mss().clamp(48, open.wire.our_mss);
+            open.wire.mss = wire::segments_for(answer.mss(), open.wire.our_mss);
             answer.set_mss(device::super_segment(open.wire.mss, open.wire.ip_header));
         }
         let expected = open.wire.next_sequence;

@@ -482,8 +482,8 @@ impl TcpTable {
         let flow = &mut self.flows[id.index as usize];
         let key = flow.key;
         let ip_header = wire::plain_ip_header(key.from.ip());
-        let our_mss = self.our_mtu - ip_header as u16 - 20;
-        let mss = held.mss().clamp(48, our_mss);
+        let our_mss = wire::largest_segment(self.our_mtu, ip_header);
+        let mss = wire::segments_for(held.mss(), our_mss);
         let isn = held.sequence();
         held.set_mss(device::super_segment(mss, ip_header));
         let endpoint = (IpAddress::from(key.to.ip()), key.to.port());

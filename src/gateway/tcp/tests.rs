@@ -419,10 +419,20 @@ fn echo_and_close(mtu: u16, to: &str, trouble: Trouble, len: usize) -> Sim {
 
 #[test]
 fn bytes_pass_both_ways_and_both_sides_close() {
-    for mtu in [576, 1500, 65520] {
+    for mtu in [68, 576, 1500, 65520, 65521] {
         let sim = echo_and_close(mtu, "192.0.2.1:80", Trouble::none(), 300_000);
         assert_eq!(sim.link.super_segments > 0, mtu < 65520, "{mtu}");
     }
+}
+
+#[test]
+fn a_network_without_room_for_a_segment_ends_nothing() {
+    for (mtu, ip_header) in [(68, 40), (60, 40), (20, 20), (0, 20)] {
+        let largest = wire::largest_segment(mtu, ip_header);
+        assert_eq!((largest, wire::segments_for(0, largest), wire::segments_for(u16::MAX, largest)), (8, 8, 8));
+    }
+    assert_eq!(wire::largest_segment(1500, 20), 1460);
+    assert_eq!([1, 536, 9000].map(|offered| wire::segments_for(offered, 1460)), [48, 536, 1460]);
 }
 
 #[test]

@@ -93,6 +93,20 @@ impl HeldSyn {
     }
 }
 
+/// The largest segment that the network takes, behind an IP header of this length and a plain TCP header. An MTU that has
+/// no room for one, which only IPv6 meets (no link of its has one under 1280), counts as one that has.
+pub fn largest_segment(mtu: u16, ip_header: usize) -> u16 {
+    const LEAST: usize = 8;
+    usize::from(mtu).saturating_sub(ip_header + 20).max(LEAST) as u16
+}
+
+/// The segments that are sent to somebody who takes this much; tiny ones, which cost the most, are not believed in
+/// (linux/tcp.h, TCP_MIN_SND_MSS) as far as the network takes larger ones.
+pub fn segments_for(offered: u16, largest: u16) -> u16 {
+    const LEAST: u16 = 48;
+    offered.clamp(LEAST.min(largest), largest)
+}
+
 /// Sum of the pseudo-header (RFC 9293, 3.1; RFC 8200, 8.1), folded and not inverted: what the checksum field
 /// of a frame with `needs_csum` holds.
 pub fn pseudo_header_sum(ip: &[u8], length: usize) -> u16 {
