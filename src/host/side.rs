@@ -80,6 +80,7 @@ impl HostSide {
 
     /// The host's addresses changed.
     pub fn handle_host_changed(&mut self, view: &HostView) {
+        self.tcp.handle_host_changed(view);
         self.udp.handle_host_changed(view);
         self.ping.handle_host_changed(view);
     }

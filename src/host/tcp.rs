@@ -32,11 +32,12 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::addr::HostAddresses;
 use super::errqueue;
 use crate::gateway::icmp::IcmpError;
 use crate::gateway::link::{HostError, TcpId};
 use crate::gateway::tcp::flow::{HostStream, Transfer};
-use crate::plan::Outbound;
+use crate::plan::{HostView, Outbound};
 use crate::sys::sockopt;
 
 /// A connect that has an outcome: which flow, what, and who sent the ICMP error, where one did.
@@ -66,6 +67,7 @@ pub struct Stream {
 pub struct TcpHost {
     registry: Registry,
     outbound: Outbound,
+    addresses: HostAddresses,
     token: fn(u32) -> Token,
     streams: Vec<Option<Stream>>,
     outcomes: VecDeque<ConnectOutcome>,
@@ -76,7 +78,14 @@ pub struct TcpHost {
 impl TcpHost {
     /// No flows yet. `token` makes the token for the flow at an index.
     pub fn new(registry: Registry, outbound: Outbound, token: fn(u32) -> Token) -> TcpHost {
-        TcpHost { registry, outbound, token, streams: Vec::new(), outcomes: VecDeque::new(), highest: RawFd::MAX }
+        let addresses = HostAddresses::default();
+        let (streams, outcomes) = (Vec::new(), VecDeque::new());
+        TcpHost { registry, outbound, addresses, token, streams, outcomes, highest: RawFd::MAX }
+    }
+
+    /// The host's addresses changed.
+    pub fn handle_host_changed(&mut self, host: &HostView) {
+        self.addresses = HostAddresses::new(host);
     }
 
     /// Begin to connect.
@@ -144,7 +153,9 @@ impl TcpHost {
     }
 
     fn choose_source(&self, socket: &Socket, to: SocketAddr) -> io::Result<()> {
-        if let Some(interface) = self.outbound.interface_for(to.ip()) {
+        // What the host has itself comes back through its loopback interface.
+        let interface = self.outbound.interface_for(to.ip()).filter(|_| !self.addresses.is_local(to.ip()));
+        if let Some(interface) = interface {
             socket.bind_device(Some(interface.as_bytes()))?;
         }
         let source = match to {
@@ -537,5 +548,40 @@ mod tests {
         Socket::from(client).set_linger(Some(Duration::ZERO)).unwrap();
         let (all, end) = read_all(&mut poll, &mut host, 100);
         assert_eq!((&all[..], end), (&b"first"[..], Transfer::Broken));
+    }
+
+    #[test]
+    fn the_hosts_own_address_is_reached_past_the_interface_that_was_asked_for() {
+        use crate::sys::netlink::{LinkChange, Netlink};
+        let name = "host::tcp::tests::the_hosts_own_address_is_reached_past_the_interface_that_was_asked_for";
+        if crate::host::testing::in_namespace(name, 65_536) {
+            return;
+        }
+        let mut netlink = Netlink::open().unwrap();
+        let here = std::fs::File::open("/proc/self/ns/net").unwrap();
+        netlink.create_veth("up0", "far0", here.as_fd()).unwrap();
+        let index = netlink.link("up0").unwrap().index;
+        netlink.change_link(index, &LinkChange { up: Some(true), ..LinkChange::default() }).unwrap();
+        netlink.add_address(index, [192, 0, 2, 1].into(), 24).unwrap();
+        let listener = TcpListener::bind("192.0.2.1:0").unwrap();
+        let mut poll = mio::Poll::new().unwrap();
+        let registry = poll.registry().try_clone().unwrap();
+        let outbound = Outbound { interface: Some("up0".to_owned()), ..Outbound::default() };
+        let mut host = TcpHost::new(registry, outbound, |index| Token(index as usize));
+        host.handle_host_changed(&HostView { v4: Some([192, 0, 2, 1].into()), ..HostView::default() });
+        host.connect(FLOW, listener.local_addr().unwrap(), None);
+        let outcome = loop {
+            if let Some(outcome) = host.take_outcome() {
+                break outcome;
+            }
+            let mut events = mio::Events::with_capacity(8);
+            poll.poll(&mut events, Some(Duration::from_secs(10))).unwrap();
+            assert!(!events.is_empty(), "nothing comes");
+            for event in events.iter() {
+                host.handle_event(event.token().0 as u32, event);
+            }
+        };
+        assert_eq!(outcome, (FLOW, Ok(()), None));
+        listener.accept().unwrap();
     }
 }
