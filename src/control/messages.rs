@@ -63,6 +63,14 @@ pub enum ToGateway {
         /// At most [`MAX_FDS`](crate::sys::scm::MAX_FDS).
         reached: Vec<Reached>,
     },
+    /// Close these listeners inside; connections that exist go on. Answered with [`FromGateway::Done`] when they are
+    /// closed.
+    Unreach {
+        /// Comes back with the answer.
+        request: u64,
+        /// Which; those that are not known are passed over.
+        reached: Vec<Reached>,
+    },
     /// Serve the sandbox's API here from now on, one descriptor: a listening Unix stream socket. Said when the endpoint
     /// that had it has left, or when the one before is lost with its directory.
     Api,
@@ -90,7 +98,7 @@ pub enum FromGateway {
         /// What, why, what to do.
         reason: String,
     },
-    /// What came of [`ToGateway::Publish`] or [`ToGateway::Unpublish`].
+    /// What came of [`ToGateway::Publish`], [`ToGateway::Unpublish`] or [`ToGateway::Unreach`].
     Done {
         /// The request's number.
         request: u64,

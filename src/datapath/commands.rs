@@ -91,6 +91,15 @@ pub enum Command {
         /// Each with its socket, checked and non-blocking.
         reached: Vec<(Reached, OwnedFd)>,
     },
+    /// Close these listeners inside a sandbox; what is connected stays so.
+    Unreach {
+        /// The endpoint's id.
+        id: String,
+        /// Which; unknown ones are passed over.
+        reached: Vec<Reached>,
+        /// Answered when they are closed.
+        reply: oneshot::Sender<()>,
+    },
     /// Describe some of the flows: a page costs little, whatever the number of flows, so that no frame waits. It may
     /// have fewer than were asked for, even when more follow.
     Flows {

@@ -467,6 +467,12 @@ impl Worker {
                     tracing::warn!("a port of the host cannot be reached from the sandbox: {error}");
                 }
             }
+            Command::Unreach { id, reached, reply } => {
+                if let Some(port) = self.port_of(&id) {
+                    self.publishing.unreach(port, &reached);
+                }
+                let _ = reply.send(());
+            }
             Command::Flows { cursor, limit, reply } => {
                 let gateway = self.served.as_mut().map(|served| &mut served.gateway);
                 let ports = &self.ports;

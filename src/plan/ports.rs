@@ -367,7 +367,7 @@ impl Published {
 }
 
 /// A listener inside a sandbox that leads to a port of the host's loopback.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Reached {
     /// The port on the host's loopback.
     pub host_port: u16,

@@ -23,7 +23,7 @@
 //! | [`pipes`] | the pipes that its bytes go through |
 //! | [`proxy`] | the PROXY header in front of a connection |
 //! | [`udp`] | datagrams |
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Instant;
@@ -145,6 +145,13 @@ impl Publishing {
             Protocol::Tcp => self.tcp.reach(port, reached, socket),
             Protocol::Udp => self.udp.reach(port, reached, socket),
         })
+    }
+
+    /// Close these listeners inside a sandbox; what is connected stays so.
+    pub fn unreach(&mut self, port: PortId, reached: &[Reached]) {
+        let reached: HashSet<Reached> = reached.iter().copied().collect();
+        self.tcp.unreach(port, &reached);
+        self.udp.unreach(port, &reached);
     }
 
     /// The sandbox has ended: its listeners are closed now. What is connected goes on until [`remove`](Self::remove).

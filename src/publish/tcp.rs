@@ -32,7 +32,7 @@
 //! Closing a listener leaves its connections alone. A sandbox that ends takes them with it, except that what it
 //! had delivered in full is not undone by a reset.
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -228,6 +228,16 @@ impl TcpSide {
     /// Serve a listener inside a sandbox.
     pub fn reach(&mut self, port: PortId, reached: Reached, socket: OwnedFd) -> io::Result<()> {
         self.listen(port, socket, Leads::Outside(reached)).map(drop)
+    }
+
+    /// Close those of these listeners inside a sandbox that are of TCP.
+    pub fn unreach(&mut self, port: PortId, reached: &HashSet<Reached>) {
+        let is_meant = |listener: &Listener| {
+            listener.port == port && matches!(&listener.leads, Leads::Outside(leads) if reached.contains(leads))
+        };
+        let meant: Vec<usize> =
+            self.listeners.iter().filter(|(_, listener)| is_meant(listener)).map(|(place, _)| place).collect();
+        meant.into_iter().for_each(|place| self.close_listener(place));
     }
 
     fn listen(&mut self, port: PortId, socket: OwnedFd, leads: Leads) -> io::Result<usize> {

@@ -459,6 +459,7 @@ impl Hub {
             | ToGateway::Publish { .. }
             | ToGateway::Unpublish { .. }
             | ToGateway::Reach { .. }
+            | ToGateway::Unreach { .. }
             | ToGateway::Answer { .. }) => {
                 if let Some(failure) = ports.handle(message, fds)? {
                     self.say(place, failure);

@@ -32,6 +32,7 @@ pub struct Ports {
 enum Step {
     Published { request: u64, ports: Vec<Published>, done: oneshot::Receiver<Result<(), String>> },
     Unpublished { request: u64, ports: Vec<PublishedKey>, done: oneshot::Receiver<()> },
+    Unreached { request: u64, done: oneshot::Receiver<()> },
     Refused { request: u64, error: String },
     Answered { request: u64, failure: Option<PortFailure> },
 }
@@ -75,6 +76,11 @@ impl Ports {
                 Ok(reached) => self.commands.send(Command::Reach { id: self.id.clone(), reached })?,
                 Err(error) => return Ok(Some(format!("ports of the host cannot be reached: {error}"))),
             },
+            ToGateway::Unreach { request, reached } => {
+                let (reply, done) = oneshot::channel();
+                self.commands.send(Command::Unreach { id: self.id.clone(), reached, reply })?;
+                self.then(Step::Unreached { request, done });
+            }
             ToGateway::Answer { request, failure } => self.then(Step::Answered { request, failure }),
             ToGateway::Attach { .. } | ToGateway::HostChanged { .. } | ToGateway::Listen | ToGateway::Api => {}
         }
@@ -116,6 +122,10 @@ async fn finish(
                 // A worker that has gone has closed them.
                 let _ = done.await;
                 state.handle_unpublished(&id, connection, &ports);
+                (request, None)
+            }
+            Step::Unreached { request, done } => {
+                let _ = done.await;
                 (request, None)
             }
             Step::Refused { request, error } => (request, Some(error)),

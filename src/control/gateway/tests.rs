@@ -483,6 +483,11 @@ fn the_agent_and_listeners_inside_are_handed_on() {
         }
         other => panic!("{other:?}"),
     }
+    bench.send(&ToGateway::Unreach { request: 5, reached: vec![reached] });
+    let Command::Unreach { id, reached: gone, reply } = bench.command() else { panic!() };
+    assert_eq!((id.as_str(), gone), ("0123456789ab", vec![reached]));
+    reply.send(()).unwrap();
+    assert!(matches!(bench.said(), Some(FromGateway::Done { request: 5, error: None })));
     for (message, sockets) in [
         (ToGateway::Inside, vec![&socket]),
         (ToGateway::Inside, vec![]),

@@ -707,6 +707,22 @@ fn a_sandbox_reaches_the_hosts_loopback() {
 }
 
 #[test]
+fn what_is_no_longer_reached_is_closed_and_its_connections_go_on() {
+    let mut test = Test::without_agent();
+    let (listener, port) = listen("127.0.0.1");
+    let (gone, stays) = (test.reach("127.0.0.1", port), test.reach("::1", port));
+    let (client, server) = test.connected(gone, &listener);
+    let reached = Reached { host_port: port, protocol: crate::plan::Protocol::Tcp, inside: gone };
+    test.publishing.unreach(PortId(PORT.0 + 1), &[reached]);
+    test.publishing.unreach(PORT, &[Reached { host_port: port - 1, ..reached }]);
+    drop(TcpStream::connect(gone).unwrap());
+    test.publishing.unreach(PORT, &[reached]);
+    assert_eq!(TcpStream::connect(gone).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    test.during(|| both_ways_at_once(&client, &server, 1 << 20));
+    drop(test.connected(stays, &listener));
+}
+
+#[test]
 fn an_idle_connection_is_small() {
     let mut test = Test::new();
     let (listener, port) = listen("127.0.0.1");

@@ -25,7 +25,7 @@
 //! [`MOST_FLOWS`], fewer where the process may have few descriptors; the one idle longest makes room. A front that is
 //! closed takes its flows along. When a sandbox has ended its fronts hear nothing any more, but what it had said
 //! still leaves through them until [`UdpSide::remove`].
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -205,6 +205,15 @@ impl UdpSide {
     /// Serve a listener inside a sandbox.
     pub fn reach(&mut self, port: PortId, reached: Reached, socket: OwnedFd) -> io::Result<()> {
         self.add(port, reached.inside, false, Leads::Out(reached), socket).map(|_| ())
+    }
+
+    /// Close those of these listeners inside a sandbox that are of UDP. The flows of its clients end.
+    pub fn unreach(&mut self, port: PortId, reached: &HashSet<Reached>) {
+        let is_meant =
+            |front: &Front| front.port == port && matches!(&front.leads, Leads::Out(leads) if reached.contains(leads));
+        let meant: Vec<u32> =
+            self.fronts.iter().filter(|(_, front)| is_meant(front)).map(|(index, _)| index as u32).collect();
+        meant.into_iter().for_each(|index| self.close(index));
     }
 
     fn add(&mut self, port: PortId, bound: SocketAddr, dual: bool, leads: Leads, socket: OwnedFd) -> io::Result<u32> {

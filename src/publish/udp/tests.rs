@@ -515,6 +515,9 @@ fn a_port_of_the_host_is_reached_from_inside_by_both_families() {
         }
         let flow = world.side().describe(0, |_| Some("0123456789ab")).unwrap();
         assert_eq!((flow.kind, flow.outside.map(|to| to.port())), (FlowKind::Reach, Some(service.port)));
+        world.publishing.unreach(PORT, &[reached]);
+        drop(front);
+        UdpSocket::bind(inside).expect("the port is free");
     }
 }
 
