@@ -195,6 +195,11 @@ impl Ports {
         self.publish.iter().map(Cow::Borrowed).chain(exposed)
     }
 
+    /// Is it to be looked at what the sandbox listens on?
+    pub fn follow_sandbox(&self) -> bool {
+        self.auto.is_some() || self.publish.iter().any(|spec| spec.manner.following)
+    }
+
     /// Refuses what cannot all be had: the same port of the host, or of the sandbox's loopback, wanted twice.
     pub fn check(&self) -> Result<(), ClashError> {
         check_specs(&self.publish)?;
@@ -228,6 +233,12 @@ impl Ports {
 }
 
 impl Reach {
+    /// Is this one of the listeners that it opens?
+    pub fn is_led_by(&self, reached: &Reached) -> bool {
+        (self.protocol, self.host_port, self.sandbox_port)
+            == (reached.protocol, reached.host_port, reached.inside.port())
+    }
+
     /// Does what this opens inside lead to where the spec listens, and the spec to what this opens?
     fn leads_back(&self, spec: &PublishSpec) -> bool {
         let on_loopback = spec.address.is_none_or(|address| address.is_loopback() || address.is_unspecified());

@@ -191,7 +191,8 @@ impl Refusal {
         matches!(self.error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
     }
 
-    fn is_taken(&self) -> bool {
+    /// Has somebody else the port?
+    pub fn is_taken(&self) -> bool {
         self.port.is_some() && self.error.raw_os_error() == Some(libc::EADDRINUSE)
     }
 

@@ -165,7 +165,7 @@ pub(super) fn send_links(supervisor: &OwnedFd, orders: &[Order], ports: &Ports) 
         notify(supervisor, made.notices)?;
         links.push((made.name, made.link));
     }
-    let reached = bind_reached(supervisor, &ports.reach)?;
+    let reached = bind_reached(supervisor, &ports.reach, ports.reach_tolerant)?;
     for (number, (name, link)) in (0..).zip(links) {
         send_link(supervisor, number, name, link)?;
     }

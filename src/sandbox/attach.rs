@@ -544,7 +544,8 @@ fn go_on_without(GaveUp { network, is_private, how }: GaveUp) -> Result<(), Sand
 
 /// Do the ports that were asked for need somebody inside?
 fn needs_agent(ports: &Ports) -> bool {
-    ports.auto.is_some() || ports.specs().next().is_some()
+    let reaches = ports.reach_auto.is_some() || !ports.reach_following.is_empty();
+    ports.auto.is_some() || reaches || ports.specs().next().is_some()
 }
 
 /// Fork an agent; its PID, and the socket to it. Our own descriptors of the namespace, which would keep it alive, are

@@ -2,26 +2,25 @@
 //!
 //! # Theory of operation
 //!
-//! Four things, in one poll loop ([`Attendance::wait`]):
+//! Five things, in one poll loop ([`Attendance::wait`]):
 //!
 //! - it makes interfaces, takes them away, moves the default route, and resets what went through a gateway that has
 //!   died, as the supervisor asks;
 //! - it makes sockets inside for the gateway ([`publish::inside`](crate::publish::inside)), whose connection the
 //!   supervisor sends it ([`ToAgent::Inside`]), for a new gateway another;
+//! - it opens listeners on the sandbox's loopback, for what the supervisor has found on the host's ([`super::reach`]);
 //! - with `-p auto` it looks every [`LOOK`] at what the sandbox listens on, and tells the supervisor when that has
 //!   changed. Without, nothing wakes it;
 //! - it hears of the supervisor's end, and of a child's.
 //!
-//! *What counts as listening*: TCP sockets that do, and UDP sockets that are not connected, on the unspecified address
-//! or one that can be reached: of 127.0.0.0/8 only 127.0.0.1. A UDP port in the range that the kernel takes clients'
-//! ports from belongs to a client. What was made for `--reach` does not count.
+//! *What counts as listening* ([`super::listeners`]): what is on the unspecified address or one that can be reached: of
+//! 127.0.0.0/8 only 127.0.0.1. What was made for `--reach` does not count, until the supervisor says that it is closed.
 //!
 //! Before that, for `--reach`, the agent binds listeners on the sandbox's loopback ([`bind_reached`]); the supervisor
-//! gets them and the agent keeps none.
-use std::collections::BTreeSet;
+//! gets them, so many at a time, and the agent keeps none.
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -29,19 +28,22 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Socket, Type};
 
 use super::link::MadeLink;
+use super::listeners::{Listeners, can_be_reached};
 use super::message::{FromAgent, Gone, ToAgent};
 use super::order;
-use super::ports::{MOST_FOLLOWED, reach_batches};
+use super::ports::{Inner, MOST_FOLLOWED};
 use crate::control::wire;
 use crate::plan::{Ports, Protocol, Reach, Reached};
 use crate::publish::{inside, splice};
+use crate::sys::proc;
+use crate::sys::scm::MAX_FDS;
 use crate::sys::sockdiag::SockDiag;
 
 /// How often `-p auto` looks.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// The kernel's own default (ip(7)).
-const LOCAL_PORTS: RangeInclusive<u16> = 32_768..=60_999;
+/// Most ports that are opened at a time: each has a socket of either family.
+const MAX_REACH: usize = MAX_FDS / 2;
 
 /// Who has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +64,8 @@ pub(super) struct Attendance<'a> {
 impl<'a> Attendance<'a> {
     /// Begin, in the sandbox's network namespace; `reached` is what [`bind_reached`] gave.
     pub(super) fn new(supervisor: &'a OwnedFd, ports: &Ports, reached: Vec<Reached>) -> Attendance<'a> {
-        let follower = ports.auto.and_then(|_| {
-            Follower::new(reached)
+        let follower = ports.follow_sandbox().then(|| Follower::new(reached)).and_then(|follower| {
+            follower
                 .inspect_err(|error| {
                     let text = format!("-p auto publishes nothing: the kernel does not say who listens ({error})");
                     let _ = wire::send(supervisor, &FromAgent::Notice { text }, &[]);
@@ -82,7 +84,7 @@ impl<'a> Attendance<'a> {
             {
                 return Ok(Ended::Supervisor);
             }
-            let timeout = self.follower.as_ref().map(|f| f.next.saturating_duration_since(Instant::now()));
+            let timeout = self.follower.as_ref().map(|f| f.listeners.next().saturating_duration_since(Instant::now()));
             let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
             let mut fds = vec![readable(self.supervisor.as_fd())];
             fds.extend(child.map(readable));
@@ -137,6 +139,19 @@ impl<'a> Attendance<'a> {
             Ok(Some((ToAgent::Answer { order, name, interface, udp }, _))) => {
                 self.done(order, order::answer_by(&name, &interface, &udp).map_err(|e| e.to_string()))
             }
+            Ok(Some((ToAgent::Listen { order, reach }, _))) => {
+                let outcome = bind_reached(self.supervisor, &reach, true);
+                if let (Ok(reached), Some(follower)) = (&outcome, &mut self.follower) {
+                    follower.reached.extend(reached.iter().map(bound_to));
+                }
+                self.done(order, outcome.map(drop))
+            }
+            Ok(Some((ToAgent::Forget { reached }, _))) => {
+                if let Some(follower) = &mut self.follower {
+                    follower.reached.retain(|there| !reached.iter().any(|gone| bound_to(gone) == *there));
+                }
+                true
+            }
             Ok(Some((ToAgent::Reset { order, gone }, _))) => self.done(order, reset(&gone)),
             Ok(None) | Err(_) => false,
         }
@@ -180,86 +195,84 @@ fn round_up(duration: Duration) -> PollTimeout {
 
 /// Looks at what the sandbox listens on.
 struct Follower {
-    diag: SockDiag,
-    reached: Vec<Reached>,
-    /// UDP ports of clients.
-    local_ports: RangeInclusive<u16>,
-    told: (BTreeSet<u16>, BTreeSet<u16>),
-    next: Instant,
+    listeners: Listeners,
+    /// What was made for `--reach`.
+    reached: HashSet<(Protocol, SocketAddr)>,
+    told: BTreeSet<Inner>,
 }
 
 impl Follower {
     fn new(reached: Vec<Reached>) -> io::Result<Follower> {
-        let mut diag = SockDiag::open()?;
-        diag.tcp_listeners()?;
-        let local_ports = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
-        let local_ports = local_ports.ok().and_then(|text| parse_range(&text)).unwrap_or(LOCAL_PORTS);
-        Ok(Follower { diag, reached, local_ports, told: Default::default(), next: Instant::now() })
+        let reached = reached.iter().map(bound_to).collect();
+        Ok(Follower { listeners: Listeners::open(LOOK)?, reached, told: BTreeSet::new() })
     }
 
     /// What has changed, when it is time to look.
     fn look(&mut self, now: Instant) -> Option<FromAgent> {
-        if now < self.next {
-            return None;
-        }
-        self.next = now + LOOK;
-        let tcp = self.diag.tcp_listeners().ok()?;
-        let udp = self.diag.udp_listeners().ok()?;
-        let tcp = self.ports(Protocol::Tcp, tcp);
-        let mut udp = self.ports(Protocol::Udp, udp);
-        udp.retain(|port| !self.local_ports.contains(port));
+        let Follower { listeners, reached, told } = self;
+        let counts = |protocol, at: SocketAddr| can_be_reached(at.ip()) && !reached.contains(&(protocol, at));
+        let found = listeners.look(now, counts)?.ok()?;
         // One more than are published, so that the supervisor sees that there are more.
-        let short =
-            |ports: &BTreeSet<u16>| -> BTreeSet<u16> { ports.iter().copied().take(MOST_FOLLOWED + 1).collect() };
-        let found = (short(&tcp), short(&udp));
-        if found == self.told {
+        let of = |wanted: Protocol| -> Vec<u16> {
+            let ports = found.iter().filter(|(protocol, _)| *protocol == wanted).map(|(_, port)| *port);
+            ports.take(MOST_FOLLOWED + 1).collect()
+        };
+        let (tcp, udp) = (of(Protocol::Tcp), of(Protocol::Udp));
+        if found == *told {
             return None;
         }
-        let (tcp, udp) = (found.0.iter().copied().collect(), found.1.iter().copied().collect());
-        self.told = found;
+        *told = found;
         Some(FromAgent::Listeners { tcp, udp })
     }
+}
 
-    fn ports(&self, protocol: Protocol, bound: Vec<SocketAddr>) -> BTreeSet<u16> {
-        let is_reached =
-            |at: &SocketAddr| self.reached.iter().any(|reached| (reached.protocol, reached.inside) == (protocol, *at));
-        bound.iter().filter(|at| can_be_reached(at.ip()) && !is_reached(at)).map(SocketAddr::port).collect()
+fn bound_to(reached: &Reached) -> (Protocol, SocketAddr) {
+    (reached.protocol, reached.inside)
+}
+
+/// In the sandbox's network namespace, whose loopback is up: listeners for `--reach`, handed to the supervisor. What
+/// cannot be had is left out if that is `tolerant`; not for want of descriptors.
+pub(super) fn bind_reached(supervisor: &OwnedFd, wanted: &[Reach], tolerant: bool) -> Result<Vec<Reached>, String> {
+    if wanted.len() > MAX_REACH {
+        // What is under way counts (unix(7)). CMD has its own limit: its first process was forked before.
+        let _ = proc::raise_descriptor_limit();
     }
+    let mut all = Vec::new();
+    for wanted in wanted.chunks(MAX_REACH) {
+        let (reached, sockets): (Vec<Reached>, Vec<Socket>) = bind_some(wanted, tolerant)?.into_iter().unzip();
+        if reached.is_empty() {
+            continue;
+        }
+        let fds: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
+        wire::send(supervisor, &FromAgent::Reached { reached: reached.clone() }, &fds).map_err(|e| e.to_string())?;
+        all.extend(reached);
+    }
+    Ok(all)
 }
 
-/// Does somebody who connects to the sandbox's loopback or to its own address find it there?
-fn can_be_reached(ip: IpAddr) -> bool {
-    !ip.is_loopback() || ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST
-}
-
-fn parse_range(text: &str) -> Option<RangeInclusive<u16>> {
-    let mut words = text.split_ascii_whitespace().map(str::parse);
-    Some(words.next()?.ok()?..=words.next()?.ok()?)
-}
-
-/// In the sandbox's network namespace, whose loopback is up: listeners for `--reach`, handed to the supervisor.
-pub(super) fn bind_reached(supervisor: &OwnedFd, wanted: &[Reach]) -> Result<Vec<Reached>, String> {
-    let mut bound: Vec<(Reached, OwnedFd)> = Vec::new();
+fn bind_some(wanted: &[Reach], tolerant: bool) -> Result<Vec<(Reached, Socket)>, String> {
+    let mut bound = Vec::new();
     for reach in wanted {
+        let mut both = Vec::new();
         for ip in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
             let inside = SocketAddr::new(ip, reach.sandbox_port);
             match listener(inside, reach.protocol) {
                 Ok(socket) => {
                     let Reach { host_port, protocol, .. } = *reach;
-                    bound.push((Reached { host_port, protocol, inside }, socket.into()));
+                    both.push((Reached { host_port, protocol, inside }, socket));
                 }
                 Err(error) if ip.is_ipv6() && is_family_missing(&error) => {}
+                // Of the two both or none: whoever is on one of them is somebody of the sandbox.
+                Err(error) if tolerant && !is_exhausted(&error) => {
+                    both.clear();
+                    break;
+                }
                 Err(error) => return Err(not_reached(reach, inside, &error)),
             }
         }
+        bound.extend(both);
     }
-    let reached: Vec<Reached> = bound.iter().map(|(reached, _)| *reached).collect();
-    let mut sockets = bound.iter().map(|(_, socket)| socket.as_fd());
-    for batch in reach_batches(&reached) {
-        let fds: Vec<BorrowedFd<'_>> = sockets.by_ref().take(batch.len()).collect();
-        wire::send(supervisor, &FromAgent::Reached { reached: batch.to_vec() }, &fds).map_err(|e| e.to_string())?;
-    }
-    Ok(reached)
+    Ok(bound)
 }
 
 fn listener(at: SocketAddr, protocol: Protocol) -> io::Result<Socket> {
@@ -287,6 +300,10 @@ fn is_family_missing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
+fn is_exhausted(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}
+
 fn not_reached(reach: &Reach, inside: SocketAddr, error: &io::Error) -> String {
     let what = format!("--reach {reach}: cannot listen on {inside}/{} inside", reach.protocol);
     match error.raw_os_error() {
@@ -294,6 +311,9 @@ fn not_reached(reach: &Reach, inside: SocketAddr, error: &io::Error) -> String {
             "{what}: something there listens on it already; give another port, as in --reach {}:PORT",
             reach.host_port
         ),
+        Some(libc::EMFILE) => {
+            format!("{what}: the limit of descriptors is too low for so many ports (ulimit -n); reach fewer")
+        }
         Some(libc::EADDRNOTAVAIL) => format!("{what}: the namespace's loopback interface is down (ip link set lo up)"),
         _ => format!("{what}: {error}"),
     }
@@ -318,7 +338,7 @@ mod tests {
         in_namespace(|| {
             super::super::link::configure_namespace().map_err(text)?;
             let (ours, _theirs) = scm::pair().map_err(text)?;
-            let reached = bind_reached(&ours, &[reach(5432, Protocol::Tcp), reach(53, Protocol::Udp)])?;
+            let reached = bind_reached(&ours, &[reach(5432, Protocol::Tcp), reach(53, Protocol::Udp)], false)?;
             if reached.len() != 4 {
                 return Err(format!("{reached:?}"));
             }
@@ -327,18 +347,93 @@ mod tests {
             let _dns = listener("[::]:5353".parse().map_err(text)?, Protocol::Udp).map_err(text)?;
             let _client = listener(([0, 0, 0, 0], 40_000).into(), Protocol::Udp).map_err(text)?;
             let mut follower = Follower::new(reached).map_err(text)?;
-            let now = Instant::now() + LOOK;
+            // However long a look takes on a busy machine, the next is then.
+            let step = Duration::from_secs(1);
+            let now = Instant::now() + step;
             match follower.look(now) {
                 Some(FromAgent::Listeners { tcp, udp }) if tcp == [80] && udp == [5353] => {}
                 other => return Err(format!("{other:?}")),
             }
-            if let Some(again) = follower.look(now + LOOK) {
+            if let Some(again) = follower.look(now + step) {
                 return Err(format!("{again:?}"));
             }
             drop(web);
-            match follower.look(now + 2 * LOOK) {
+            match follower.look(now + 2 * step) {
                 Some(FromAgent::Listeners { tcp, .. }) if tcp.is_empty() => Ok(()),
                 other => Err(format!("{other:?}")),
+            }
+        });
+    }
+
+    #[test]
+    fn what_is_opened_later_does_not_count_until_it_is_forgotten() {
+        in_namespace(|| {
+            super::super::link::configure_namespace().map_err(text)?;
+            let (ours, supervisor) = scm::pair().map_err(text)?;
+            let ports = Ports { auto: Some(crate::plan::Auto::All), ..Ports::default() };
+            let taken = listener(([127, 0, 0, 1], 81).into(), Protocol::Tcp).map_err(text)?;
+            let wanted = [80, 81, 82].map(|port| reach(port, Protocol::Tcp));
+            wire::send(&supervisor, &ToAgent::Listen { order: 7, reach: wanted.to_vec() }, &[]).map_err(text)?;
+            let agent = std::thread::spawn(move || Attendance::new(&ours, &ports, Vec::new()).wait(None));
+            let mut sockets = Vec::new();
+            let mut opened: Vec<Reached> = Vec::new();
+            let (mut listening, mut done) = (None, false);
+            while listening.is_none() || !done {
+                match wire::recv::<FromAgent>(&supervisor).map_err(text)? {
+                    Some((FromAgent::Reached { reached }, fds)) => {
+                        opened.extend(reached);
+                        sockets.extend(fds);
+                    }
+                    Some((FromAgent::Listeners { tcp, .. }, _)) => listening = Some(tcp),
+                    Some((FromAgent::Done { order: 7, error: None }, _)) => done = true,
+                    other => return Err(format!("{other:?}")),
+                }
+            }
+            if listening != Some(vec![81]) {
+                return Err(format!("{listening:?}"));
+            }
+            let hear = || match wire::recv::<FromAgent>(&supervisor).map_err(text)? {
+                Some((FromAgent::Listeners { tcp, .. }, _)) => Ok(tcp),
+                other => Err(format!("{other:?}")),
+            };
+            drop(taken);
+            let listening = hear()?;
+            let inside: Vec<u16> = opened.iter().map(|reached| reached.inside.port()).collect();
+            if !(listening.is_empty() && inside == [80, 80, 82, 82] && sockets.len() == 4) {
+                return Err(format!("{listening:?} {inside:?}"));
+            }
+            // Whoever listens there now is the sandbox.
+            wire::send(&supervisor, &ToAgent::Forget { reached: opened[..2].to_vec() }, &[]).map_err(text)?;
+            let listening = hear()?;
+            drop(supervisor);
+            match (listening[..] == [80], agent.join()) {
+                (true, Ok(Ok(Ended::Supervisor))) => Ok(()),
+                other => Err(format!("{listening:?} {other:?}")),
+            }
+        });
+    }
+
+    #[test]
+    fn thousands_of_ports_are_opened_in_batches() {
+        in_namespace(|| {
+            super::super::link::configure_namespace().map_err(text)?;
+            let (ours, supervisor) = scm::pair().map_err(text)?;
+            let taken = listener(([0, 0, 0, 0], 1500).into(), Protocol::Tcp).map_err(text)?;
+            let wanted: Vec<Reach> = (1..=3000).map(|port| reach(port, Protocol::Tcp)).collect();
+            let binding = std::thread::spawn(move || bind_reached(&ours, &wanted, true).map(|reached| reached.len()));
+            let mut came = 0;
+            while let Some((FromAgent::Reached { reached }, fds)) =
+                wire::recv::<FromAgent>(&supervisor).map_err(text)?
+            {
+                if reached.len() != fds.len() {
+                    return Err(format!("{} {}", reached.len(), fds.len()));
+                }
+                came += fds.len();
+            }
+            drop(taken);
+            match binding.join() {
+                Ok(Ok(bound)) if bound == came && came == 2 * 2999 => Ok(()),
+                other => Err(format!("{came} {other:?}")),
             }
         });
     }
@@ -349,7 +444,7 @@ mod tests {
             super::super::link::configure_namespace().map_err(text)?;
             let (ours, _theirs) = scm::pair().map_err(text)?;
             let _there = listener(([0, 0, 0, 0], 5432).into(), Protocol::Tcp).map_err(text)?;
-            match bind_reached(&ours, &[reach(5432, Protocol::Tcp)]) {
+            match bind_reached(&ours, &[reach(5432, Protocol::Tcp)], false) {
                 Err(said) if said.contains("5432") && said.contains("listens on it already") => Ok(()),
                 other => Err(format!("{other:?}")),
             }

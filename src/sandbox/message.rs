@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::order::Order;
-use crate::plan::{LinkKind, MacAddr, Reached};
+use crate::plan::{LinkKind, MacAddr, Reach, Reached};
 
 /// From the agent to the supervisor.
 #[derive(Debug, Serialize, Deserialize)]
@@ -38,7 +38,8 @@ pub(super) enum FromAgent {
         /// Why it was not done; one sentence.
         error: Option<String>,
     },
-    /// Listeners for `--reach`, one socket for each beside it. All of them come before the first [`Link`](Self::Link).
+    /// Listeners for `--reach`, one socket for each beside it. Those of the command line come before the first
+    /// [`Link`](Self::Link), those of a [`ToAgent::Listen`] before its [`Done`](Self::Done).
     Reached {
         /// At most [`MAX_FDS`](crate::sys::scm::MAX_FDS).
         reached: Vec<Reached>,
@@ -115,6 +116,19 @@ pub(super) enum ToAgent {
         interface: Order,
         /// Ranges of ports: the first and the last of each.
         udp: Vec<(u16, u16)>,
+    },
+    /// Open listeners on the sandbox's loopback. What can be had comes in [`FromAgent::Reached`], and then
+    /// [`FromAgent::Done`].
+    Listen {
+        /// The order's number.
+        order: u64,
+        /// At most [`MOST_FOLLOWED`](super::ports::MOST_FOLLOWED).
+        reach: Vec<Reach>,
+    },
+    /// Such listeners are closed: who listens there from now on is the sandbox.
+    Forget {
+        /// Which.
+        reached: Vec<Reached>,
     },
     /// A gateway has died: reset the connections that went through it.
     Reset {

@@ -18,6 +18,7 @@
 //! | callers | who asks a supervisor to connect or disconnect networks |
 //! | hostfwd | clients of slirp4netns' API, who ask for ports |
 //! | ports | published ports as a supervisor keeps them |
+//! | reach, listeners | what listens on the host is found inside; who listens in a namespace |
 //! | attend | what an agent does as long as the sandbox lives |
 //! | attach, [`target`] | the supervisor of `attach`; the namespace it is given |
 //! | exec | joining a running sandbox, ending it |
@@ -40,10 +41,12 @@ mod hostfwd;
 mod init;
 pub mod link;
 pub mod linked;
+mod listeners;
 mod message;
 pub mod mounts;
 pub mod order;
 mod ports;
+mod reach;
 mod seats;
 pub mod share;
 mod signals;

@@ -21,13 +21,10 @@
 //! something does not know which ports there are; it is of no use any more ([`Outcome::broken`]), and the jobs wait for
 //! the next one.
 //!
-//! *`-p auto`*: the agent tells which ports the sandbox listens on; those that came are published under the same
-//! number, those that went are taken back ([`PortKeeper::follow`]). One that cannot have its number is published under
-//! a free one, and the person is told once. What is missing is what the sandbox listens on, less what is held, what
-//! somebody took back, and what has just failed; it is looked for whenever the listeners or the jobs have moved
-//! ([`PortKeeper::catch_up`]). A port that comes back before its turn to be taken back stays; later it waits until the
-//! gateway has closed it, for until then its number is taken by ourselves. A sandbox's listeners are its own choice, so
-//! there is a limit: [`MOST_FOLLOWED`].
+//! *`-p auto`*: what the sandbox listens on is published and taken back as it comes and goes ([`follow`]).
+//!
+//! Listeners inside that are no longer wanted are closed by the same jobs, one after the other with those of ports
+//! ([`PortKeeper::unreach`]).
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::IpAddr;
@@ -38,19 +35,16 @@ use serde::Serialize;
 
 use crate::control::messages::{MAX_MESSAGE, ToGateway};
 use crate::control::wire::WireError;
-use crate::plan::{Auto, Origin, PortFailure, Ports, Protocol, ProxyVersion, PublishSpec, Published};
+use crate::plan::{Origin, PortFailure, Ports, Protocol, ProxyVersion, PublishSpec, Published};
 use crate::plan::{PublishedKey, Reach, Reached};
-use crate::publish::bind::{Bound, Near, bind, bind_all, bind_or_near};
+use crate::publish::bind::{Bound, bind, bind_all};
 use crate::sys::proc;
 use crate::sys::scm::{MAX_FDS, ScmError};
+use follow::{Follow, Rule, Wish};
 
-/// Most ports that `-p auto` publishes for one sandbox.
-pub(super) const MOST_FOLLOWED: usize = 1024;
+mod follow;
 
-/// For how many of its ports at a time `-p auto` looks who is in the way, and how many may fail: either can take
-/// milliseconds, which all else waits for.
-const MOST_LOOKS: u32 = 4;
-const MOST_FAILURES: u32 = 8;
+pub(super) use follow::MOST_FOLLOWED;
 
 /// Room in a message for what is around its list, in bytes.
 const ENVELOPE: usize = 256;
@@ -68,7 +62,9 @@ pub(super) struct PortKeeper {
     from: Vec<IpNet>,
     /// What `--reach` has opened inside.
     reach: Vec<Reach>,
-    auto: Option<Auto>,
+    /// Numbers inside that are reached because the host listens on them.
+    reached: BTreeSet<Inner>,
+    follow: Follow,
     /// Bound sockets, in the order they were asked for.
     held: BTreeMap<u64, Held>,
     jobs: VecDeque<Job>,
@@ -76,19 +72,12 @@ pub(super) struct PortKeeper {
     under_way: Option<(u64, usize)>,
     /// Of batches and of what is held.
     numbers: u64,
-    /// What the sandbox listens on, for `-p auto`.
-    listening: BTreeSet<Inner>,
-    /// Of that, what somebody has taken back over the API.
-    declined: BTreeSet<Inner>,
-    /// Of that, what could not be published; it is tried again when something else has changed.
-    failed: BTreeSet<Inner>,
-    /// What of that the person has been told of, and of the limit.
-    told: BTreeSet<Inner>,
-    told_of_limit: bool,
     /// By ticket: what is held for somebody in this process ([`PortKeeper::publish`]).
     tickets: BTreeMap<u64, Vec<u64>>,
     /// What came of that, until it is fetched.
     settled: Vec<Settled>,
+    /// Listeners inside that no gateway has any more, until that is told.
+    unreached: Vec<Reached>,
 }
 
 /// What came of [`PortKeeper::publish`] or [`PortKeeper::unpublish`].
@@ -108,6 +97,8 @@ struct Held {
     served: bool,
     /// A job will take it back.
     leaving: bool,
+    /// By which rule it follows the sandbox, if it does.
+    rule: Option<Rule>,
 }
 
 impl Held {
@@ -115,8 +106,13 @@ impl Held {
         (self.bound.published.protocol, self.bound.published.sandbox_port)
     }
 
+    /// What of the sandbox it follows, if it does.
+    fn wish(&self) -> Option<Wish> {
+        self.rule.map(|rule| (rule, self.inner()))
+    }
+
     fn is_auto(&self) -> bool {
-        self.bound.published.origin == Origin::Auto
+        self.rule.is_some()
     }
 }
 
@@ -137,11 +133,11 @@ enum Asker {
     /// A request over the API, by its number.
     Api(u64),
     /// Somebody in this process.
-    Ticket {
-        ticket: u64,
-        publish: bool,
-    },
+    Ticket { ticket: u64, publish: bool },
+    /// What the sandbox listens on.
     Auto,
+    /// What the host no longer listens on.
+    Unreach,
 }
 
 enum Work {
@@ -151,6 +147,8 @@ enum Work {
     TakeBack(Vec<u64>),
     /// Closed here, and to be closed by the gateway.
     Close(Vec<PublishedKey>),
+    /// Likewise, listeners inside.
+    Unreach(Vec<Reached>),
 }
 
 /// What came of working on the jobs.
@@ -162,6 +160,8 @@ pub(super) struct Outcome {
     pub(super) changed: bool,
     /// The gateway lives and could not be told of something, and why: another has to take its place.
     pub(super) broken: Option<String>,
+    /// These listeners inside no gateway has any more.
+    pub(super) unreached: Vec<Reached>,
 }
 
 impl PortKeeper {
@@ -172,29 +172,27 @@ impl PortKeeper {
             name: name.to_owned(),
             from: ports.from.clone(),
             reach: ports.reach.clone(),
-            auto: ports.auto,
+            reached: BTreeSet::new(),
+            follow: Follow::new(ports),
             held: BTreeMap::new(),
             jobs: VecDeque::new(),
             under_way: None,
             numbers: 0,
-            listening: BTreeSet::new(),
-            declined: BTreeSet::new(),
-            failed: BTreeSet::new(),
-            told: BTreeSet::new(),
-            told_of_limit: false,
             tickets: BTreeMap::new(),
             settled: Vec::new(),
+            unreached: Vec::new(),
         }
     }
 
     /// Bind everything that the command line asks for; or nothing.
     pub(super) fn bind(&mut self, ports: &Ports) -> Result<(), PortFailure> {
         let specs: Vec<_> = ports.specs().collect();
-        if !specs.is_empty() {
+        if !specs.is_empty() || !ports.reach.is_empty() {
             raise_limit();
         }
         let specs: Vec<&PublishSpec> = specs.iter().map(AsRef::as_ref).collect();
-        self.hold(bind_all(&specs, &self.sandbox, &self.from, Origin::Option)?);
+        let bound = bind_all(&specs, &self.sandbox, &self.from, Origin::Option)?;
+        self.hold(bound, None);
         Ok(())
     }
 
@@ -217,6 +215,7 @@ impl PortKeeper {
                 (Asker::Api(_), Work::Publish(numbers)) | (_, Work::TakeBack(numbers)) => {
                     close(&mut self.held, numbers);
                 }
+                (_, Work::Unreach(reached)) => self.unreached.extend(reached),
                 _ => {}
             }
             let Asker::Ticket { ticket, publish } = job.asker else { continue };
@@ -305,7 +304,7 @@ impl PortKeeper {
         asked.check_loop(spec).map_err(|error| PortFailure::new("bad_spec", error.to_string()))?;
         raise_limit();
         let bound = bind(spec, &self.sandbox, from, Origin::Api)?;
-        Ok(self.hold(bound))
+        Ok(self.hold(bound, None))
     }
 
     /// Somebody takes a port back over the API.
@@ -313,7 +312,7 @@ impl PortKeeper {
         match self.find(spec) {
             Ok(numbers) => {
                 let there = numbers.iter().filter_map(|number| self.held.get(number));
-                self.declined.extend(there.filter(|held| held.is_auto()).map(Held::inner));
+                self.follow.declined.extend(there.filter(|held| held.is_auto()).map(Held::inner));
                 self.take_back(Asker::Api(request), numbers);
             }
             Err(failure) => self.ask(Asker::Api(request), Work::TakeBack(Vec::new()), Some(failure)),
@@ -357,101 +356,38 @@ impl PortKeeper {
         Ok(found)
     }
 
-    /// The sandbox listens on these ports now.
-    pub(super) fn follow(&mut self, listening: BTreeSet<Inner>) {
-        if self.auto.is_none() {
-            return;
-        }
-        // A client would come to what --reach opened there, and from there back.
-        let leads_back = |inner: &Inner| self.reach.iter().any(|r| (r.protocol, r.sandbox_port) == *inner);
-        let listening: BTreeSet<Inner> = listening.into_iter().filter(|inner| !leads_back(inner)).collect();
-        self.declined.retain(|port| listening.contains(port));
-        self.listening = listening;
-        self.keep_returned();
-        let is_gone = |held: &Held| held.is_auto() && !held.leaving && !self.listening.contains(&held.inner());
-        let gone: Vec<u64> = self.held.iter().filter(|(_, held)| is_gone(held)).map(|(number, _)| *number).collect();
-        if !gone.is_empty() {
-            self.take_back(Asker::Auto, gone);
-        }
-        self.failed.clear();
-        self.catch_up();
-    }
-
-    /// What the sandbox listens on again, before it was taken back, stays as it is.
-    fn keep_returned(&mut self) {
-        for job in &mut self.jobs {
-            let (Asker::Auto, Work::TakeBack(numbers)) = (job.asker, &mut job.work) else { continue };
-            numbers.retain(|number| match self.held.get_mut(number) {
-                Some(held) if self.listening.contains(&held.inner()) => {
-                    held.leaving = false;
-                    false
-                }
-                _ => true,
-            });
-        }
-    }
-
-    /// Publish what the sandbox listens on and what is not there yet.
-    fn catch_up(&mut self) {
-        let Some(auto) = self.auto else { return };
-        let mut out_of_question: BTreeSet<Inner> = self.held.values().map(Held::inner).collect();
-        out_of_question.extend(self.declined.iter().chain(&self.failed));
-        for job in &self.jobs {
-            if let Work::Close(keys) = &job.work {
-                out_of_question.extend(keys.iter().map(|key| (key.protocol, key.host.port())));
-            }
-        }
-        let missing: Vec<Inner> = self.listening.difference(&out_of_question).copied().collect();
-        if missing.is_empty() {
-            return;
-        }
-        let followed: BTreeSet<Inner> = self.held.values().filter(|held| held.is_auto()).map(Held::inner).collect();
-        raise_limit();
-        let room = MOST_FOLLOWED.saturating_sub(followed.union(&self.failed).count());
-        if missing.len() > room && !std::mem::replace(&mut self.told_of_limit, true) {
-            tracing::warn!("-p auto publishes {MOST_FOLLOWED} ports at most: the sandbox has more");
-        }
-        let (mut looks, mut failures) = (MOST_LOOKS, 0);
-        let mut bound = Vec::new();
-        for port in missing.into_iter().take(room) {
-            match bind_or_near(auto, false, port.0, port.1, &self.sandbox, &self.from) {
-                Ok(Near { bound: sockets, taken }) => {
-                    if let (Some(refusal), Some(first)) = (taken, sockets.first())
-                        && self.told.insert(port)
-                    {
-                        let why = refusal.explain(looks > 0);
-                        looks = looks.saturating_sub(1);
-                        let number = first.published.host.port();
-                        tracing::warn!("{why}; -p auto has published {}/{} at port {number} instead", port.1, port.0);
-                    }
-                    bound.extend(sockets);
-                }
-                Err(refusal) => {
-                    self.failed.insert(port);
-                    if self.told.insert(port) {
-                        tracing::warn!("-p auto: {}", refusal.explain(looks > 0));
-                        looks = looks.saturating_sub(1);
-                    }
-                    failures += 1;
-                    if failures == MOST_FAILURES {
-                        break;
-                    }
-                }
-            }
-        }
-        if !bound.is_empty() {
-            let numbers = self.hold(bound);
-            self.ask(Asker::Auto, Work::Publish(numbers), None);
-        }
-    }
-
-    fn hold(&mut self, bound: Vec<Bound>) -> Vec<u64> {
+    fn hold(&mut self, bound: Vec<Bound>, rule: Option<Rule>) -> Vec<u64> {
         let first = self.numbers + 1;
         self.numbers += bound.len() as u64;
         let numbers: Vec<u64> = (first..=self.numbers).collect();
-        let held = bound.into_iter().map(|bound| Held { bound, served: false, leaving: false });
+        let held = bound.into_iter().map(|bound| Held { bound, served: false, leaving: false, rule });
         self.held.extend(numbers.iter().copied().zip(held));
         numbers
+    }
+
+    /// Have these listeners inside closed, which are closed here; that no gateway has them any more is told by
+    /// [`Outcome::unreached`].
+    pub(super) fn unreach(&mut self, reached: Vec<Reached>) {
+        self.ask(Asker::Unreach, Work::Unreach(reached), None);
+    }
+
+    /// Numbers that are published, or being given up, or lead somewhere inside, or that the sandbox listens on.
+    pub(super) fn taken(&self) -> BTreeSet<Inner> {
+        let held = self.held.values().flat_map(|held| {
+            let Published { protocol, host, .. } = &held.bound.published;
+            [(*protocol, host.port()), held.inner()]
+        });
+        let reached = self.reach.iter().map(|reach| (reach.protocol, reach.sandbox_port));
+        held.chain(self.closing()).chain(reached).chain(self.follow.listening.iter().copied()).collect()
+    }
+
+    /// Ports of the host that gateways are to close.
+    fn closing(&self) -> impl Iterator<Item = Inner> {
+        let closing = self.jobs.iter().filter_map(|job| match &job.work {
+            Work::Close(keys) => Some(keys),
+            Work::Publish(_) | Work::TakeBack(_) | Work::Unreach(_) => None,
+        });
+        closing.flatten().map(|key| (key.protocol, key.host.port()))
     }
 
     fn take_back(&mut self, asker: Asker, numbers: Vec<u64>) {
@@ -493,7 +429,8 @@ impl PortKeeper {
             Work::Publish(numbers) if job.asker == Asker::Again => {
                 let refused = &numbers[job.done..job.done + count];
                 job.done += count;
-                self.failed.extend(refused.iter().filter_map(|number| self.held.get(number)).map(Held::inner));
+                let there = refused.iter().filter_map(|number| self.held.get(number));
+                self.follow.failed.extend(there.filter_map(Held::wish));
                 let ports: Vec<String> = close(&mut self.held, refused)
                     .iter()
                     .map(|PublishedKey { protocol, host, .. }| format!("{host}/{protocol}"))
@@ -520,18 +457,20 @@ impl PortKeeper {
             match &job.work {
                 Work::Publish(numbers) if job.failure.is_some() => {
                     if job.asker == Asker::Auto {
-                        self.failed.extend(numbers.iter().filter_map(|number| self.held.get(number)).map(Held::inner));
+                        let refused = numbers.iter().filter_map(|number| self.held.get(number));
+                        self.follow.failed.extend(refused.filter_map(Held::wish));
                     }
                     let (served, rest) = numbers.split_at(job.done);
                     close(&mut self.held, rest);
                     (job.work, job.done) = (Work::Close(close(&mut self.held, served)), 0);
                 }
                 Work::TakeBack(numbers) => job.work = Work::Close(close(&mut self.held, numbers)),
-                Work::Publish(_) | Work::Close(_) => {}
+                Work::Publish(_) | Work::Close(_) | Work::Unreach(_) => {}
             }
             let is_done = match &job.work {
                 Work::Publish(all) | Work::TakeBack(all) => job.done == all.len(),
                 Work::Close(all) => job.done == all.len(),
+                Work::Unreach(all) => job.done == all.len(),
             };
             if is_done {
                 self.finish(&mut outcome, &mut send)?;
@@ -553,6 +492,12 @@ impl PortKeeper {
                     let count = ports.len();
                     send(&ToGateway::Unpublish { request, ports }, &[]).map(|()| count)
                 }
+                Work::Unreach(reached) => {
+                    let rest = reached[job.done..].iter().map(|reached| (reached, *reached));
+                    let reached: Vec<Reached> = batch(rest, usize::MAX);
+                    let count = reached.len();
+                    send(&ToGateway::Unreach { request, reached }, &[]).map(|()| count)
+                }
             };
             match (sent, &job.work) {
                 (Ok(count), _) => self.under_way = Some((request, count)),
@@ -565,6 +510,7 @@ impl PortKeeper {
                 (Err(error), _) => self.wait_for_another(&mut outcome, &error),
             }
         }
+        outcome.unreached = std::mem::take(&mut self.unreached);
         Ok(outcome)
     }
 
@@ -584,7 +530,7 @@ impl PortKeeper {
     ) -> Result<(), PortFailure> {
         let Some(Job { asker, work, failure, .. }) = self.jobs.pop_front() else { return Ok(()) };
         // What was under way when the old gateway died has changed with it: closed by `begin`, or served now.
-        outcome.changed |= failure.is_none() || asker == Asker::Again;
+        outcome.changed |= failure.is_none() && asker != Asker::Unreach || asker == Asker::Again;
         match work {
             Work::Publish(numbers) => {
                 for number in numbers {
@@ -594,8 +540,9 @@ impl PortKeeper {
                 }
             }
             // There is room again for what failed.
-            Work::TakeBack(_) | Work::Close(_) if failure.is_none() => self.failed.clear(),
+            Work::TakeBack(_) | Work::Close(_) if failure.is_none() => self.follow.failed.clear(),
             Work::TakeBack(_) | Work::Close(_) => {}
+            Work::Unreach(reached) => self.unreached.extend(reached),
         }
         match (asker, failure) {
             (Asker::Start, None) => outcome.started = true,
@@ -607,8 +554,8 @@ impl PortKeeper {
                 }
             }
             (Asker::Ticket { ticket, publish }, failure) => self.settle(ticket, publish, failure),
-            (Asker::Auto | Asker::Again, Some(failure)) => tracing::warn!("{failure}"),
-            (Asker::Auto | Asker::Again, None) => {}
+            (Asker::Auto | Asker::Again | Asker::Unreach, Some(failure)) => tracing::warn!("{failure}"),
+            (Asker::Auto | Asker::Again | Asker::Unreach, None) => {}
         }
         self.catch_up();
         Ok(())

@@ -51,6 +51,7 @@ use super::etc::{self, Linked, OwnFiles};
 use super::message::{FromAgent, ToAgent};
 use super::order::Order;
 use super::ports::{Inner, PortKeeper, Settled, reach_batches};
+use super::reach::{Changes, Reacher};
 use super::seats::{self, About};
 use super::uplink::{self, Fate, KeptLink, Uplink};
 use crate::control::client::GatewayProcess;
@@ -62,7 +63,7 @@ use crate::control::wire;
 use crate::host::watch::HostWatch;
 use crate::names::directory;
 use crate::plan::{Join, LinkKind, Mode, PortFailure, Ports, Protocol, PublishSpec, Published, Reached, Seat};
-use crate::sys::scm;
+use crate::sys::scm::{self, MAX_FDS};
 
 mod changes;
 mod entry;
@@ -145,6 +146,8 @@ pub(super) struct Uplinks {
     ports: PortKeeper,
     /// Listeners inside, for `--reach`.
     reached: Vec<(Reached, OwnedFd)>,
+    /// What of that comes and goes with the host's own.
+    reacher: Reacher,
     /// The main gateway has a connection to the agent.
     joined: bool,
     /// Which gateway has asked for something over the API, by the request's number.
@@ -201,6 +204,7 @@ impl Uplinks {
             main: None,
             ports: keeper,
             reached: Vec::new(),
+            reacher: Reacher::new(ports),
             joined: false,
             askers: BTreeMap::new(),
             has_started: false,
@@ -293,7 +297,8 @@ impl Uplinks {
             Work::Connect { until, .. } | Work::Disconnect { until, .. } => *until,
         });
         let deadlines = self.all.iter().filter_map(Uplink::deadline).chain(work).chain(self.callers.deadline());
-        let deadlines = deadlines.chain(self.looks_after.map(|(next, _)| next));
+        let deadlines = deadlines.chain(self.looks_after.map(|(next, _)| next)).chain(self.ports.next_retry());
+        let deadlines = deadlines.chain(self.reacher.next().filter(|_| self.serves_ports()));
         let waits = deadlines.map(|at| at.saturating_duration_since(now));
         waits.chain(self.watch.as_ref().and_then(HostWatch::refresh_interval)).min()
     }
@@ -411,7 +416,7 @@ impl Uplinks {
     pub(super) fn hear_agent(&mut self, message: FromAgent, mut fds: Vec<OwnedFd>) -> Result<(), SandboxError> {
         match message {
             FromAgent::Notice { text } => tracing::warn!("{text}"),
-            FromAgent::Reached { reached } => self.reached.extend(reached.into_iter().zip(fds)),
+            FromAgent::Reached { reached } => self.keep_reached(reached.into_iter().zip(fds))?,
             FromAgent::Listeners { tcp, udp } => self.follow(tcp, udp),
             FromAgent::Link { order, name, kind, mac, stays, notice } => {
                 if let Some(notice) = notice {
@@ -453,6 +458,11 @@ impl Uplinks {
 
     fn handle_done(&mut self, order: u64, error: Option<String>) {
         self.removing.retain(|(removed, _)| *removed != order);
+        if self.reacher.handle_done(Instant::now(), order) {
+            self.ports.set_reached(self.reacher.numbers().collect());
+            error.iter().for_each(|error| tracing::warn!("{error}"));
+            return;
+        }
         match &self.work {
             Some(Work::Connect { uplink, .. }) if *uplink == order && error.is_some() => {
                 self.undo(error.unwrap_or_default());
@@ -485,6 +495,46 @@ impl Uplinks {
         self.ports.follow(listening);
     }
 
+    /// Is there a main gateway that serves ports?
+    fn serves_ports(&self) -> bool {
+        self.has_started && self.main_uplink().is_some_and(Uplink::is_attached)
+    }
+
+    /// What listens on the host is to be found inside, where that was asked for.
+    fn reach_what_listens(&mut self, now: Instant) {
+        if !self.serves_ports() {
+            return;
+        }
+        let Some(Changes { open, close }) = self.reacher.look(now, || self.ports.taken()) else { return };
+        if !close.is_empty() {
+            let is_meant = |(reached, _): &(Reached, OwnedFd)| close.iter().any(|reach| reach.is_led_by(reached));
+            let gone = self.reached.extract_if(.., |one| is_meant(one)).map(|(reached, _)| reached).collect();
+            self.ports.unreach(gone);
+        }
+        if !open.is_empty() {
+            let order = self.number();
+            self.reacher.handle_ordered(order);
+            self.orders.push_back(ToAgent::Listen { order, reach: open });
+        }
+        self.ports.set_reached(self.reacher.numbers().collect());
+    }
+
+    /// Listeners inside have come from the agent: those of the command line, or what it was told to open.
+    fn keep_reached(&mut self, come: impl Iterator<Item = (Reached, OwnedFd)>) -> Result<(), SandboxError> {
+        // Those of the command line are handed over with the link.
+        let has_started = self.has_started;
+        let come: Vec<_> = come.filter(|(reached, _)| !has_started || self.reacher.handle_opened(reached)).collect();
+        if let Some(main) = self.main_uplink().filter(|main| has_started && main.is_handed_over()) {
+            for some in come.chunks(MAX_FDS) {
+                let reached = some.iter().map(|(reached, _)| *reached).collect();
+                let fds: Vec<BorrowedFd<'_>> = some.iter().map(|(_, socket)| socket.as_fd()).collect();
+                main.tell(&ToGateway::Reach { reached }, &fds)?;
+            }
+        }
+        self.reached.extend(come);
+        Ok(())
+    }
+
     /// The listeners inside, made for `--reach`.
     pub(super) fn reached(&self) -> Vec<Reached> {
         self.reached.iter().map(|(reached, _)| *reached).collect()
@@ -509,6 +559,7 @@ impl Uplinks {
     pub(super) fn forget_agent(&mut self) {
         self.joined = false;
         self.removing.clear();
+        self.reacher.forget_agent();
     }
 
     /// After everything that was heard: do what has become possible. `agent` is the socket to an agent that stays, where
@@ -524,6 +575,8 @@ impl Uplinks {
         self.callers.expire(now);
         self.expire_work(now);
         self.begin_work(now);
+        self.ports.retry(now);
+        self.reach_what_listens(now);
         if let Some(agent) = agent {
             for order in self.orders.drain(..) {
                 // When the agent has gone, that is heard next.
@@ -593,6 +646,11 @@ impl Uplinks {
             _ => main.send(message, fds),
         })?;
         self.has_started |= outcome.started;
+        if !outcome.unreached.is_empty() {
+            self.reacher.handle_closed(&outcome.unreached);
+            self.orders.push_back(ToAgent::Forget { reached: outcome.unreached });
+            self.ports.set_reached(self.reacher.numbers().collect());
+        }
         if outcome.changed {
             self.write_down_ports();
         }

@@ -1,4 +1,6 @@
+use super::follow::MOST_LOOKS;
 use super::*;
+use crate::plan::{Auto, AutoRules, BindManner, PortRange};
 use crate::publish::holder::LOOKS;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 
@@ -398,8 +400,8 @@ fn a_sandbox_that_listens_everywhere_gets_a_limited_number_of_ports() {
     let (mut keeper, mut gateway) = keeper(&[], Some(Auto::Loopback));
     keeper.follow((0..2 * MOST_FOLLOWED as u16).map(|n| (Protocol::Udp, 20_000 + n)).collect());
     gateway.serve(&mut keeper, never).unwrap();
-    let followed: BTreeSet<Inner> = keeper.held.values().map(Held::inner).collect();
-    assert_eq!(followed.union(&keeper.failed).count(), MOST_FOLLOWED);
+    let followed: BTreeSet<Wish> = keeper.held.values().filter_map(Held::wish).collect();
+    assert_eq!(followed.union(&keeper.follow.failed).count(), MOST_FOLLOWED);
     assert!(keeper.published().len() <= 2 * MOST_FOLLOWED);
 }
 
@@ -454,4 +456,157 @@ fn a_ticket_outlives_a_gateway() {
     assert_eq!(came[2], settled(second, false)[0]);
     assert_eq!(keeper.published().iter().map(|port| port.sandbox_port).collect::<Vec<_>>(), [80]);
     assert!(keeper.unpublish(first));
+}
+
+/// A keeper for what another tool's command line asks for, which the gateway has started to serve.
+fn started(ports: &Ports) -> (PortKeeper, Gateway) {
+    let mut keeper = PortKeeper::new("0123456789ab", "web", ports);
+    keeper.bind(ports).unwrap();
+    keeper.begin(true);
+    let mut gateway = Gateway::default();
+    assert!(gateway.serve(&mut keeper, never).unwrap().started);
+    (keeper, gateway)
+}
+
+/// Likewise: a range of this address follows the sandbox's ports 7000 to 7003.
+fn following(address: [u8; 4], first: u16) -> PublishSpec {
+    let manner = BindManner { following: true, ..BindManner::default() };
+    PublishSpec {
+        text: "-t X,auto".into(),
+        address: Some(address.into()),
+        host: Some(PortRange { first, last: first + 3 }),
+        sandbox: PortRange { first: 7000, last: 7003 },
+        manner: Box::new(manner),
+        ..spec("80")
+    }
+}
+
+fn listening(tcp: &[u16], udp: &[u16]) -> BTreeSet<Inner> {
+    let tcp = tcp.iter().map(|port| (Protocol::Tcp, *port));
+    tcp.chain(udp.iter().map(|port| (Protocol::Udp, *port))).collect()
+}
+
+#[test]
+fn a_spec_that_follows_is_published_at_its_own_numbers_while_the_sandbox_listens() {
+    let ports = Ports { publish: vec![following([127, 77, 8, 1], 9000)], ..Ports::default() };
+    let (mut keeper, mut gateway) = started(&ports);
+    assert!(keeper.is_empty());
+    keeper.follow(listening(&[6999, 7001, 7003, 7004], &[7000]));
+    gateway.serve(&mut keeper, never).unwrap();
+    assert_eq!(hosts(&keeper), [([127, 77, 8, 1], 9001).into(), ([127, 77, 8, 1], 9003).into()]);
+    assert!(keeper.published().iter().all(|published| published.origin == Origin::Auto));
+    keeper.follow(listening(&[7003], &[]));
+    gateway.serve(&mut keeper, never).unwrap();
+    assert_eq!(hosts(&keeper), [([127, 77, 8, 1], 9003).into()]);
+    // What is being given up is taken as well, and so is what is named.
+    keeper.follow(listening(&[], &[]));
+    let under_way = keeper.taken();
+    assert!(under_way.contains(&(Protocol::Tcp, 9003)) && under_way.contains(&(Protocol::Tcp, 7003)));
+    gateway.serve(&mut keeper, never).unwrap();
+    assert_eq!(keeper.taken(), BTreeSet::new());
+}
+
+#[test]
+fn two_rules_may_want_the_same_port_of_the_sandbox() {
+    let publish = vec![following([127, 77, 8, 2], 9000), following([127, 77, 8, 3], 9000)];
+    let (mut keeper, mut gateway) = started(&Ports { publish, ..Ports::default() });
+    keeper.follow(listening(&[7000], &[]));
+    gateway.serve(&mut keeper, never).unwrap();
+    assert_eq!(hosts(&keeper), [([127, 77, 8, 2], 9000).into(), ([127, 77, 8, 3], 9000).into()]);
+}
+
+#[test]
+fn where_no_other_number_will_do_a_taken_one_is_had_as_soon_as_it_is_free() {
+    let (mut keeper, mut gateway) =
+        started(&Ports { publish: vec![following([127, 77, 8, 4], 9000)], ..Ports::default() });
+    let taken = TcpListener::bind("127.77.8.4:9000").unwrap();
+    keeper.follow(listening(&[7000], &[]));
+    assert!(keeper.is_empty());
+    let retry = keeper.next_retry().unwrap();
+    keeper.retry(retry);
+    assert!(keeper.is_empty() && keeper.next_retry().is_some_and(|again| again > retry));
+    drop(taken);
+    keeper.retry(keeper.next_retry().unwrap());
+    assert_eq!(keeper.next_retry(), None);
+    gateway.serve(&mut keeper, never).unwrap();
+    assert_eq!(hosts(&keeper).len(), 1);
+}
+
+#[test]
+fn rules_of_auto_say_what_is_followed_and_udp_comes_with_tcp() {
+    let free = |_| {
+        let socket = TcpListener::bind("[::]:0").unwrap();
+        socket.local_addr().unwrap().port()
+    };
+    let [web, except, quiet] = [(); 3].map(free);
+    let auto_rules = AutoRules {
+        except: vec![(Protocol::Tcp, PortRange { first: except, last: except })],
+        same_number: true,
+        udp_as_tcp: true,
+        ..AutoRules::default()
+    };
+    let (mut keeper, mut gateway) =
+        started(&Ports { auto: Some(Auto::All), auto_rules: auto_rules.clone(), ..Ports::default() });
+    keeper.follow(listening(&[web, except], &[quiet]));
+    gateway.serve(&mut keeper, never).unwrap();
+    let held: BTreeSet<Inner> = keeper.held.values().map(Held::inner).collect();
+    assert_eq!(held, listening(&[web], &[web, quiet]));
+    assert!(keeper.published().iter().all(|published| published.host.port() == published.sandbox_port));
+    // UDP alone comes with what is published of TCP, and with nothing else.
+    let rules = AutoRules { tcp: false, ..auto_rules };
+    let publish = vec![spec(&format!("127.0.0.1::{web}"))];
+    let ports = Ports { publish, auto: Some(Auto::AllV4), auto_rules: rules, ..Ports::default() };
+    drop((keeper, gateway));
+    let (mut keeper, mut gateway) = started(&ports);
+    keeper.follow(listening(&[web, except], &[]));
+    gateway.serve(&mut keeper, never).unwrap();
+    let held: BTreeSet<Inner> = keeper.held.values().filter(|held| held.is_auto()).map(Held::inner).collect();
+    assert_eq!(held, listening(&[], &[web]));
+}
+
+#[test]
+fn what_is_reached_is_not_published_and_is_again_when_it_is_no_longer() {
+    let (mut keeper, mut gateway) =
+        started(&Ports { publish: vec![following([127, 77, 8, 5], 9000)], ..Ports::default() });
+    keeper.follow(listening(&[7000], &[]));
+    gateway.serve(&mut keeper, never).unwrap();
+    assert_eq!(hosts(&keeper).len(), 1);
+    keeper.set_reached(listening(&[7000, 7001], &[]));
+    gateway.serve(&mut keeper, never).unwrap();
+    assert!(keeper.is_empty());
+    keeper.follow(listening(&[7000, 7001], &[]));
+    assert!(keeper.is_empty());
+    keeper.set_reached(listening(&[7001], &[]));
+    gateway.serve(&mut keeper, never).unwrap();
+    assert_eq!(hosts(&keeper), [([127, 77, 8, 5], 9000).into()]);
+}
+
+#[test]
+fn listeners_inside_are_closed_by_the_gateway_in_their_turn() {
+    let (mut keeper, mut gateway) = keeper(&[], None);
+    let reached: Vec<Reached> = (1..=3000)
+        .map(|port| Reached { host_port: port, protocol: Protocol::Tcp, inside: ([127, 0, 0, 1], port).into() })
+        .collect();
+    keeper.unreach(reached.clone());
+    let mut unreached = Vec::new();
+    loop {
+        let before = gateway.heard.len();
+        let outcome = keeper
+            .advance(|message, fds| {
+                assert!(serde_json::to_vec(message).unwrap().len() <= MAX_MESSAGE);
+                gateway.take(message, fds);
+                Ok(())
+            })
+            .unwrap();
+        assert!(!outcome.changed);
+        unreached.extend(outcome.unreached);
+        let Some(ToGateway::Unreach { request, .. }) = gateway.heard.get(before) else { break };
+        keeper.handle_done(*request, None);
+    }
+    assert!(unreached == reached && gateway.heard.len() > 1);
+    // A gateway that dies has closed them.
+    keeper.unreach(reached.clone());
+    keeper.begin(false);
+    let outcome = keeper.advance(|_, _| Ok(())).unwrap();
+    assert_eq!(outcome.unreached, reached);
 }
