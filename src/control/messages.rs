@@ -21,7 +21,9 @@ pub const MAX_MESSAGE: usize = 64 * 1024;
 #[allow(clippy::large_enum_variant)]
 pub enum ToGateway {
     /// Serve this sandbox. Descriptors beside it, in this order: the link, where it has one (a TAP queue, or the packet
-    /// socket with its ring not yet made), then, where `api` is true, a listening Unix stream socket for the API.
+    /// socket with its ring not yet made), then, where `api` is true, a listening Unix stream socket for the API,
+    /// then, where `capture` is true, the file that every frame is written to (see
+    /// [`observe::capture`](crate::observe::capture)).
     Attach {
         /// The segment.
         network: Network,
@@ -33,6 +35,9 @@ pub enum ToGateway {
         host: HostView,
         /// A listening socket for the API is among the descriptors.
         api: bool,
+        /// A file for a capture is among the descriptors. Only for a network of the sandbox's own.
+        #[serde(default)]
+        capture: bool,
     },
     /// The host's addresses or resolvers have changed.
     HostChanged {

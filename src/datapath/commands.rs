@@ -21,6 +21,7 @@
 //! from its loop; a worker whose senders are all gone stops too. A sender whose worker has ended gets
 //! [`WorkerGone`].
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -49,6 +50,8 @@ pub enum Command {
         link: LinkKind,
         /// The TAP queue, or the packet socket whose ring is not yet made, where there is a link. Already non-blocking.
         fd: Option<OwnedFd>,
+        /// Where every frame is written down.
+        capture: Option<File>,
         /// The network to serve.
         network: Box<Network>,
         /// The host as it is now.

@@ -1,7 +1,9 @@
-//! The sending halves of all ports, as the gateway sees them.
-use crate::gateway::link::{Link, Offload, PortId};
+//! The sending halves of all ports, as the gateway sees them; and where frames of both directions are written down.
+use std::io;
 
 use super::port::{NotForwarded, Received, Transmitter};
+use crate::gateway::link::{Link, Offload, PortId};
+use crate::observe::capture::Capture;
 
 /// Sending halves, by port.
 #[derive(Default)]
@@ -9,6 +11,7 @@ pub struct Links {
     senders: Vec<Option<Sender>>,
     /// Those that have no room, each once.
     full: Vec<PortId>,
+    capture: Option<Capture>,
 }
 
 struct Sender {
@@ -21,6 +24,31 @@ impl Links {
     /// No ports yet.
     pub fn new() -> Links {
         Links::default()
+    }
+
+    /// Write every frame down from now on. For networks with one port.
+    pub fn capture(&mut self, capture: Capture) {
+        self.capture = Some(capture);
+    }
+
+    /// A frame has come.
+    #[inline]
+    pub fn record(&mut self, received: &Received<'_>) {
+        if let Some(capture) = &mut self.capture {
+            capture.record(received.frame());
+        }
+    }
+
+    /// There is time to write down what waits for that.
+    ///
+    /// # Errors
+    /// Once, when nothing is written down any more.
+    pub fn flush_capture(&mut self) -> io::Result<()> {
+        let flushed = self.capture.as_mut().map_or(Ok(()), Capture::flush);
+        if flushed.is_err() {
+            self.capture = None;
+        }
+        flushed
     }
 
     /// A port joins.
@@ -90,7 +118,14 @@ impl Link for Links {
     fn transmit<R>(&mut self, port: PortId, offload: Offload, len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
         match self.senders.get_mut(port.0 as usize).and_then(Option::as_mut) {
             Some(sender) => {
-                let result = sender.transmitter.transmit(offload, len, fill);
+                let capture = &mut self.capture;
+                let result = sender.transmitter.transmit(offload, len, |frame| {
+                    let result = fill(frame);
+                    if let Some(capture) = capture {
+                        capture.record(frame);
+                    }
+                    result
+                });
                 if !sender.listed && !sender.transmitter.has_room() {
                     sender.listed = true;
                     self.full.push(port);

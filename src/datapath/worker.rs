@@ -48,6 +48,7 @@ use crate::gateway::{Gateway, addresses};
 use crate::host::HostSide;
 use crate::host::ping::PingEvent;
 use crate::host::udp::UdpEvent;
+use crate::observe::capture::Capture;
 use crate::plan::{Endpoint, HostView, LinkKind, Network, Published};
 use crate::publish::{Publishing, Surroundings};
 use crate::sys::dgram::Batch;
@@ -182,6 +183,9 @@ impl Worker {
         let mut events = Events::with_capacity(EVENT_CAPACITY);
         loop {
             let timeout = self.patience();
+            if timeout != Some(Duration::ZERO) {
+                self.flush_capture();
+            }
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 result => result?,
@@ -322,16 +326,26 @@ impl Worker {
                 }
                 taken += 1;
                 match port.receiver.recv(&mut self.frame) {
-                    Ok(Some(received)) => match switch {
-                        Some(switch) => {
-                            self.last_switched = Some(now);
-                            let way = switch.judge(now, id, &received.offload, received.frame());
-                            taken += switched(now, id, way, &received, switch, gateway, host, &mut self.links);
+                    Ok(Some(received)) => {
+                        self.links.record(&received);
+                        match switch {
+                            Some(switch) => {
+                                self.last_switched = Some(now);
+                                let way = switch.judge(now, id, &received.offload, received.frame());
+                                taken += switched(now, id, way, &received, switch, gateway, host, &mut self.links);
+                            }
+                            None => {
+                                gateway.handle_frame(
+                                    now,
+                                    id,
+                                    received.offload,
+                                    received.frame(),
+                                    host,
+                                    &mut self.links,
+                                );
+                            }
                         }
-                        None => {
-                            gateway.handle_frame(now, id, received.offload, received.frame(), host, &mut self.links);
-                        }
-                    },
+                    }
                     Ok(None) => break,
                     Err(RecvError::Malformed) => gateway.count_drop(DropReason::Malformed),
                     Err(RecvError::Io(error)) => {
@@ -347,6 +361,14 @@ impl Worker {
             self.detach(key);
             let reason = format!("the link of sandbox {id} failed: {error}");
             self.untold.push(Event::PortClosed { id, reason });
+        }
+    }
+
+    /// Write down what was captured. A file that takes no more is no reason to serve no more.
+    fn flush_capture(&mut self) {
+        if let Err(error) = self.links.flush_capture() {
+            self.untold.push(Event::Notice(format!("no more frames are captured: {error}")));
+            self.tell();
         }
     }
 
@@ -428,7 +450,10 @@ impl Worker {
 
     fn command(&mut self, now: Instant, command: Command) {
         match command {
-            Command::AttachPort { endpoint, link, fd, network, host, reply } => {
+            Command::AttachPort { endpoint, link, fd, capture, network, host, reply } => {
+                if let Some(file) = capture {
+                    self.links.capture(Capture::new(file));
+                }
                 let result = self.attach(now, *endpoint, link, fd, *network, host).map_err(|e| e.to_string());
                 // Who no longer waits for the answer closes the connection, which detaches.
                 let _ = reply.send(result);
@@ -571,6 +596,7 @@ impl Worker {
     }
 
     fn detach(&mut self, key: usize) {
+        self.flush_capture();
         if let Some(Served { gateway, host, switch }) = &mut self.served {
             gateway.remove_port(PortId(key as u32), host);
             if let Some(switch) = switch {

@@ -1,3 +1,4 @@
-//! Counters and logging.
+//! Logging, and captures of frames.
+pub mod capture;
 pub mod logfile;
 pub mod logging;

@@ -214,6 +214,7 @@ impl<'a> Service<'a> {
             Some(_) => (None, Life::Unknown),
             None => target::open(&plan.target).map(|(opened, life)| (Some(opened), life))?,
         };
+        let capture = seats::capture_file(plan.pcap.as_deref(), plan.mode)?;
         let states = StateDir::open()?;
         let about = About::of_attach(plan);
         let mut registration = states.register(&plan.id, &plan.name)?;
@@ -232,6 +233,7 @@ impl<'a> Service<'a> {
         let kept = opened.filter(|_| plan.outlives_target);
         let detached = parent.is_some();
         let mut uplinks = Uplinks::new(about, &plan.ports, states, record, Some(watch), seats);
+        uplinks.capture_to(capture);
         if let Some((name, link)) = tap {
             uplinks.keep_first_link(name, link);
         }

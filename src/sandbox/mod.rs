@@ -91,6 +91,9 @@ pub enum SandboxError {
     /// The connection to the gateway, or to a process of ours, failed.
     #[error(transparent)]
     Wire(#[from] crate::control::wire::WireError),
+    /// The file of `--pcap`.
+    #[error(transparent)]
+    Capture(#[from] crate::observe::capture::CaptureError),
     /// A port cannot be published.
     #[error(transparent)]
     Port(#[from] crate::plan::PortFailure),

@@ -1,6 +1,8 @@
 //! A sandbox's places on its networks: made of what was asked for and of the addresses that were taken; and what is
 //! written of them in the state directory.
+use std::fs::File;
 use std::net::IpAddr;
+use std::path::Path;
 
 use super::SandboxError;
 use super::order::Order;
@@ -8,6 +10,7 @@ use super::target::TargetError;
 use super::uplink;
 use crate::control::networks::{Networks, Place};
 use crate::control::state::{Registration, SandboxState};
+use crate::observe::capture;
 use crate::plan::{
     self, Access, Endpoint, Expose, HostTarget, Join, LinkChoice, Logging, Mode, Names, Network, Ports, Run,
     SandboxLink, Seat, Target,
@@ -163,6 +166,17 @@ fn check_link(link: LinkChoice) -> Result<(), SandboxError> {
 /// What an interface on a shared network is to be, for a sandbox whose own network has this.
 fn link_there(link: LinkChoice) -> LinkChoice {
     if link == LinkChoice::None { LinkChoice::Auto } else { link }
+}
+
+/// The file of `--pcap`, which is opened before anything else is begun.
+pub(super) fn capture_file(pcap: Option<&Path>, mode: Mode) -> Result<Option<File>, SandboxError> {
+    match pcap {
+        Some(_) if mode != Mode::Private => Err(SandboxError::Inside(
+            "--pcap: frames can be captured on a network of the sandbox's own only (--net private)".to_owned(),
+        )),
+        Some(path) => Ok(Some(capture::create(path)?)),
+        None => Ok(None),
+    }
 }
 
 /// Is the sandbox on the networks that options name?

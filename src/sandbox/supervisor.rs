@@ -71,6 +71,7 @@ pub fn run(mut plan: Run) -> Result<i32, SandboxError> {
     if plan.mode == Mode::Host {
         tracing::warn!("--net host: no isolation, the command uses the host's own network");
     }
+    let capture = seats::capture_file(plan.pcap.as_deref(), plan.mode)?;
     let states = StateDir::open()?;
     let mut registration = states.register(&plan.id, &plan.name)?;
     let peers = linked::find(&states, &mut plan)?;
@@ -132,6 +133,7 @@ pub fn run(mut plan: Run) -> Result<i32, SandboxError> {
     let connected = seats.is_empty();
     let mut uplinks = Uplinks::new(about, &plan.ports, states, record, watch, seats);
     uplinks.expect_linked(&linked);
+    uplinks.capture_to(capture);
     let mut supervisor = Supervisor {
         plan: &plan,
         caller,

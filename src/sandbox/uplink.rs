@@ -19,6 +19,7 @@
 //! Only a shared gateway may have been about to end when it was found, or may be dying, so another is looked for, up to [`SEARCH`].
 //! After [`REPLACEMENTS`] within [`WINDOW`] no more are started.
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -102,6 +103,8 @@ pub(super) struct Uplink {
     was_refused: bool,
     /// A duplicate of what the gateway has.
     link: Option<KeptLink>,
+    /// Where its frames are written down; a duplicate likewise.
+    capture: Option<File>,
     /// When the gateway was told everything.
     handed_over: Option<Instant>,
     /// The gateway carries frames.
@@ -128,6 +131,7 @@ impl Uplink {
             died_at: None,
             was_refused: false,
             link: None,
+            capture: None,
             handed_over: None,
             attached: false,
             has_worked: false,
@@ -195,6 +199,11 @@ impl Uplink {
         self.link = Some(link);
     }
 
+    /// Have every frame written down there.
+    pub(super) fn capture_to(&mut self, file: File) {
+        self.capture = Some(file);
+    }
+
     /// The link's descriptor, for who wants to keep it after the uplink.
     pub(super) fn take_link(&mut self) -> Option<OwnedFd> {
         self.link.take().and_then(|link| link.fd)
@@ -251,8 +260,10 @@ impl Uplink {
     ) -> Result<(), WireError> {
         let (Some(gateway), Some(KeptLink { kind, fd, .. })) = (&self.gateway, &self.link) else { return Ok(()) };
         let endpoint = self.seat.endpoint.clone();
-        let message = ToGateway::Attach { network, endpoint, link: *kind, host, api: api.is_some() };
-        let fds: Vec<BorrowedFd<'_>> = fd.iter().map(AsFd::as_fd).chain(api).collect();
+        let (has_api, capture) = (api.is_some(), self.capture.is_some());
+        let message = ToGateway::Attach { network, endpoint, link: *kind, host, api: has_api, capture };
+        let capture = self.capture.as_ref().map(AsFd::as_fd);
+        let fds: Vec<BorrowedFd<'_>> = fd.iter().map(AsFd::as_fd).chain(api).chain(capture).collect();
         self.handed_over = Some(Instant::now());
         self.since = self.since.or(self.handed_over);
         unless_gone(gateway.connection().send(&message, &fds))

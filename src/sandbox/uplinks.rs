@@ -38,6 +38,7 @@
 //! At the end the ports are taken back first, and it is waited for that, so that they are free when the supervisor is
 //! gone: for [`RELEASE`], after which a gateway that is the sandbox's own is killed.
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs::File;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -433,6 +434,13 @@ impl Uplinks {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Have the frames of the first network written down there.
+    pub(super) fn capture_to(&mut self, file: Option<File>) {
+        if let (Some(uplink), Some(file)) = (self.all.first_mut(), file) {
+            uplink.capture_to(file);
+        }
     }
 
     /// The link of the first network is there already: nobody is to make it.

@@ -4,13 +4,15 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// Have the program start in a session of its own, deaf to the terminal's signals, with standard input, output and
+/// Have the program start in a session of its own, deaf to the terminal's signals and to that of a file that may grow no
+/// more (its write fails all the same), with standard input, output and
 /// error as the command says and `keep` open under its own number; every other descriptor is closed, whether it was
 /// marked close-on-exec or not. The caller keeps `keep` open until the program is started.
 pub fn isolate(command: &mut Command, keep: BorrowedFd<'_>) {
     let keep = keep.as_raw_fd();
     let prepare = move || {
-        for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU] {
+        let terminal = [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+        for signal in terminal.into_iter().chain([libc::SIGXFSZ]) {
             // SAFETY: setting a disposition to "ignore" is async-signal-safe and survives exec.
             if unsafe { libc::signal(signal, libc::SIG_IGN) } == libc::SIG_ERR {
                 return Err(io::Error::last_os_error());

@@ -87,3 +87,14 @@ pub fn foreign_tap(name: &str, flags: libc::c_int, stays: bool) -> Result<OwnedF
     };
     if done { Ok(file.into()) } else { Err(text(io::Error::last_os_error())) }
 }
+
+/// Have files of this process grow no further than that: writing beyond is an error.
+pub fn limit_files(bytes: u64) -> io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+    // SAFETY: setrlimit reads one `struct rlimit`; ignoring a signal touches no memory of ours.
+    let done = unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN) != libc::SIG_ERR
+            && libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) == 0
+    };
+    if done { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,4 +1,5 @@
 //! Descriptors that a supervisor hands over: they are trusted only as what the kernel says they are.
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -19,6 +20,7 @@ pub struct Request {
     pub kind: LinkKind,
     pub link: Option<OwnedFd>,
     pub api: Option<UnixListener>,
+    pub capture: Option<File>,
 }
 
 impl Request {
@@ -28,12 +30,12 @@ impl Request {
         fds: Vec<OwnedFd>,
         check_link: impl Fn(LinkKind, &OwnedFd) -> io::Result<()>,
     ) -> Result<Request, String> {
-        let ToGateway::Attach { network, endpoint, link: kind, host, api } = message else {
+        let ToGateway::Attach { network, endpoint, link: kind, host, api, capture } = message else {
             return Err("the first message was not `attach`".to_owned());
         };
         let has_link = kind != LinkKind::None;
         check_network(&network, &endpoint).map_err(|nonsense| format!("the network cannot be: {nonsense}"))?;
-        let expected = usize::from(has_link) + usize::from(api);
+        let expected = usize::from(has_link) + usize::from(api) + usize::from(capture);
         if fds.len() != expected {
             return Err(format!("{} descriptors came with `attach`, {expected} were expected", fds.len()));
         }
@@ -43,14 +45,22 @@ impl Request {
         if let Some(link) = &link {
             check_link(kind, link).map_err(|e| format!("the link's descriptor is not a {}: {e}", name_of(kind)))?;
         }
-        let api = match fds.next() {
+        let api = match api.then(|| fds.next()).flatten() {
             None => None,
             Some(fd) => {
                 check_api(&fd).map_err(|e| format!("the API's descriptor is not a listening Unix socket: {e}"))?;
                 Some(UnixListener::from(fd))
             }
         };
-        Ok(Request { network, endpoint, host, kind, link, api })
+        let capture = fds.next();
+        if let Some(capture) = &capture {
+            if network.sharing.is_some() {
+                return Err("frames can be captured on a network of the sandbox's own only".to_owned());
+            }
+            check_capture(capture).map_err(|e| format!("the capture's descriptor is not a file: {e}"))?;
+        }
+        let capture = capture.map(File::from);
+        Ok(Request { network, endpoint, host, kind, link, api, capture })
     }
 }
 
@@ -98,6 +108,16 @@ pub fn check_api(fd: &OwnedFd) -> io::Result<()> {
     let socket = SockRef::from(fd);
     if socket.domain()? != Domain::UNIX || socket.r#type()? != Type::STREAM || !socket.is_listener()? {
         return Err(io::Error::other("it is another kind of socket"));
+    }
+    Ok(())
+}
+
+/// An ordinary file that is written to at its end only.
+fn check_capture(fd: &OwnedFd) -> io::Result<()> {
+    let kind = SFlag::from_bits_truncate(fstat(fd)?.st_mode) & SFlag::S_IFMT;
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    if kind != SFlag::S_IFREG || !flags.contains(OFlag::O_APPEND) {
+        return Err(io::Error::other("it is no ordinary file, or not open for appending"));
     }
     Ok(())
 }

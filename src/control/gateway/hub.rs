@@ -324,7 +324,7 @@ impl Hub {
         mut place: Place,
         said: mouth::Said,
     ) -> Result<(), GatewayError> {
-        let Request { network, endpoint, host, kind, link, api } = request;
+        let Request { network, endpoint, host, kind, link, api, capture } = request;
         self.handle_host(&place.id, &host);
         // Before the first frame: from then on it is where nothing leads.
         self.tell_foreign();
@@ -333,6 +333,7 @@ impl Hub {
             endpoint: Box::new(endpoint.clone()),
             link: kind,
             fd: link,
+            capture,
             network: Box::new(network.clone()),
             host: host.clone(),
             reply,

@@ -29,7 +29,7 @@ fn info() -> SandboxInfo {
 
 fn attach(api: bool) -> ToGateway {
     let SandboxInfo { endpoint, network, host, .. } = info();
-    ToGateway::Attach { network, endpoint, link: LinkKind::Tap, host, api }
+    ToGateway::Attach { network, endpoint, link: LinkKind::Tap, host, api, capture: false }
 }
 
 /// A descriptor that is no link at all.

@@ -68,6 +68,7 @@ fn attach(worker: &CommandSender, number: u8, mac: MacAddr) -> Result<(PortId, I
             endpoint: Box::new(endpoint),
             link: made.kind,
             fd: made.fd,
+            capture: None,
             network: Box::new(network),
             host: HostView::default(),
             reply,

@@ -76,8 +76,14 @@ fn connect(address: &SockAddr) -> Supervisor {
 impl Supervisor {
     fn ask(&self, network: &Network, endpoint: &Endpoint) {
         let (network, endpoint) = (network.clone(), endpoint.clone());
-        let message =
-            ToGateway::Attach { network, endpoint, link: LinkKind::Tap, host: HostView::default(), api: false };
+        let message = ToGateway::Attach {
+            network,
+            endpoint,
+            link: LinkKind::Tap,
+            host: HostView::default(),
+            api: false,
+            capture: false,
+        };
         wire::send(&self.0, &message, &[file().as_fd()]).unwrap();
     }
 
@@ -518,7 +524,8 @@ fn real_workers_serve_several_taps_and_stop_with_the_last() {
             let tap = Tap::create(ifname).map_err(|e| text(&e))?;
             let supervisor = connect(&address);
             let (network, host) = (network.clone(), HostView::default());
-            let message = ToGateway::Attach { network, endpoint, link: LinkKind::Tap, host, api: false };
+            let message =
+                ToGateway::Attach { network, endpoint, link: LinkKind::Tap, host, api: false, capture: false };
             wire::send(&supervisor.0, &message, &[tap.as_fd()]).map_err(|e| text(&e))?;
             match supervisor.said() {
                 Some(FromGateway::Attached) => all.push((supervisor, tap)),
