@@ -138,7 +138,7 @@ impl Meaning {
         let interface = Interface {
             name: ifname(options, &facts.net, v4.as_ref(), v6.as_ref()),
             mac,
-            link: LinkChoice::Auto,
+            link: if options.splice_only { LinkChoice::None } else { LinkChoice::Auto },
             configure: options.configure,
             extras: InterfaceExtras { mtu: interface_mtu, addresses, routes, ..InterfaceExtras::default() },
         };
@@ -170,7 +170,9 @@ impl Meaning {
                 lines.push(format!("{family}: no interface to copy from, local addresses"));
             }
         }
-        lines.push(format!("Namespace interface: {}", self.interface.name));
+        if self.interface.link != LinkChoice::None {
+            lines.push(format!("Namespace interface: {}", self.interface.name));
+        }
         lines.push(format!("MAC:\n    host: {}", self.network.gateway_mac));
         let Behaviour { services, mapping, .. } = &self.network.behaviour;
         let mapping = mapping.clone().unwrap_or_default();

@@ -116,7 +116,8 @@ fn attach(plan: plan::Attach) -> Result<u8, String> {
 
 /// Callers know the text for a port that cannot be bound.
 fn sentence(error: &SandboxError) -> String {
-    error.to_string()
+    let bind = if let SandboxError::Port(failure) = error { failure.bind.as_deref() } else { None };
+    bind.map_or_else(|| error.to_string(), ports::bind_error)
 }
 
 /// Which namespaces. Without `--userns` the caller may be where he has to be, and otherwise the owner of the network
