@@ -416,7 +416,9 @@ impl Inside {
         let own = [IpNet::V6(ipnet::Ipv6Net::new_assert(v6.address, v6.prefix))];
         let link_local = mac.link_local();
         self.add_address(IpAddr::V6(link_local), 64)?;
-        for net in own.into_iter().chain(further).filter(|net| net.addr() != link_local) {
+        // Of addresses that are alike the kernel prefers the last that was added, and lists it first.
+        let further: Vec<IpNet> = further.collect();
+        for net in further.into_iter().rev().chain(own).filter(|net| net.addr() != link_local) {
             self.add_address(net.addr(), net.prefix_len())?;
         }
         v6.gateway.map_or(Ok(()), |gateway| self.add_default(gateway.into()))
