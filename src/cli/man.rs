@@ -9,9 +9,14 @@ use clap_mangen::roff::{Roff, bold, roman};
 
 use super::error::Failure;
 use super::pages::{self, Page};
+use crate::compat::manual::Manual;
+use crate::compat::pasta;
 
 /// The page of the API, which no option describes: it is written by hand.
 const API_PAGE: (&str, &[u8]) = ("tapline-api.7", include_bytes!("../../man/tapline-api.7"));
+
+/// The pages of other tools' command lines.
+const FOREIGN: &[Manual] = &[pasta::usage::MANUAL];
 
 /// Write the manual pages to a directory
 #[derive(Args, Debug)]
@@ -44,7 +49,76 @@ pub fn pages(mut description: Command) -> io::Result<Vec<(String, Vec<u8>)>> {
     }
     let (name, text) = API_PAGE;
     all.push((name.to_owned(), text.to_vec()));
+    for manual in FOREIGN {
+        all.push(foreign(manual)?);
+    }
     Ok(all)
+}
+
+/// The page of another tool's command line.
+fn foreign(manual: &Manual) -> io::Result<(String, Vec<u8>)> {
+    let mut roff = Roff::default();
+    let version = concat!("tapline ", env!("CARGO_PKG_VERSION"));
+    roff.control("TH", [manual.name.to_uppercase().as_str(), "1", "", version, "tapline's manual"]);
+    roff.control("SH", ["NAME"]);
+    roff.text([roman(format!("{} - {}", manual.name, manual.about))]);
+    roff.control("SH", ["SYNOPSIS"]);
+    for (number, line) in manual.synopsis.iter().enumerate() {
+        if number > 0 {
+            roff.control("br", []);
+        }
+        let (program, rest) = line.split_once(' ').unwrap_or((line, ""));
+        roff.text([bold(program), roman(format!(" {rest}"))]);
+    }
+    paragraphs(&mut roff, "DESCRIPTION", manual.description);
+    roff.control("SH", ["OPTIONS"]);
+    for (title, options) in manual.options {
+        roff.control("SS", [*title]);
+        terms(&mut roff, options);
+    }
+    for (title, text) in manual.notes {
+        paragraphs(&mut roff, title, text);
+    }
+    examples(&mut roff, manual.examples);
+    roff.control("SH", ["EXIT STATUS"]);
+    terms(&mut roff, manual.exit_status);
+    roff.control("SH", ["SEE ALSO"]);
+    roff.text([roman(manual.see_also)]);
+    let mut text = Vec::new();
+    roff.to_writer(&mut text)?;
+    Ok((format!("{}.1", manual.name), text))
+}
+
+fn paragraphs(roff: &mut Roff, title: &str, text: &[&str]) {
+    roff.control("SH", [title]);
+    for (number, paragraph) in text.iter().enumerate() {
+        if number > 0 {
+            roff.control("PP", []);
+        }
+        roff.text([roman(*paragraph)]);
+    }
+}
+
+fn examples(roff: &mut Roff, examples: &[(&str, &str)]) {
+    roff.control("SH", ["EXAMPLES"]);
+    for (purpose, line) in examples {
+        roff.control("PP", []);
+        roff.text([roman(*purpose)]);
+        roff.control("PP", []);
+        roff.control("RS", ["4"]);
+        roff.control("nf", []);
+        roff.text([bold(*line)]);
+        roff.control("fi", []);
+        roff.control("RE", []);
+    }
+}
+
+fn terms(roff: &mut Roff, items: &[(&str, &str)]) {
+    for (term, meaning) in items {
+        roff.control("TP", []);
+        roff.text([bold(*term)]);
+        roff.text([roman(*meaning)]);
+    }
 }
 
 fn page(command: &Command, extra: &Page) -> io::Result<(String, Vec<u8>)> {
@@ -65,17 +139,7 @@ fn page(command: &Command, extra: &Page) -> io::Result<(String, Vec<u8>)> {
         man.render_subcommands_section(&mut text)?;
     }
     let mut roff = Roff::default();
-    roff.control("SH", ["EXAMPLES"]);
-    for (purpose, line) in extra.examples {
-        roff.control("PP", []);
-        roff.text([roman(*purpose)]);
-        roff.control("PP", []);
-        roff.control("RS", ["4"]);
-        roff.control("nf", []);
-        roff.text([bold(*line)]);
-        roff.control("fi", []);
-        roff.control("RE", []);
-    }
+    examples(&mut roff, extra.examples);
     for (title, items) in
         [("EXIT STATUS", extra.exit_status), ("FILES", extra.files), ("ENVIRONMENT", extra.environment)]
     {
@@ -83,11 +147,7 @@ fn page(command: &Command, extra: &Page) -> io::Result<(String, Vec<u8>)> {
             continue;
         }
         roff.control("SH", [title]);
-        for (term, meaning) in items {
-            roff.control("TP", []);
-            roff.text([bold(*term)]);
-            roff.text([roman(*meaning)]);
-        }
+        terms(&mut roff, items);
     }
     roff.control("SH", ["SEE ALSO"]);
     let others: Vec<String> = pages::PAGES

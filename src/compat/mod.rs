@@ -12,12 +12,14 @@
 //! | [`getopt`] | options as getopt_long(3) reads them |
 //! | [`slirp4netns`] | slirp4netns 1.3.3 |
 //! | [`pasta`] | pasta of passt |
+//! | [`manual`] | what their manual pages are made of |
 //! | [`oci`] | `tapline oci-hook`, for runc, crun and their like |
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
 
 pub mod getopt;
+pub mod manual;
 pub mod oci;
 pub mod pasta;
 pub mod slirp4netns;

@@ -3,14 +3,14 @@
 //! Callers look for the long names of options in it, and take the first line of `--version` for the version.
 use std::fmt::Write as _;
 
+use crate::compat::manual::{Items, Manual};
+
 /// What stands behind `pasta ` in the first line of `--version`: the newest of the original that is followed here, and
 /// ours. Callers that compare versions compare the date.
 pub const VERSION: &str = concat!("2026_07_01.tapline-", env!("CARGO_PKG_VERSION"));
 
 /// Options by what they are for; each with its argument, and a sentence.
-type Section = (&'static str, &'static [(&'static str, &'static str)]);
-
-const SECTIONS: &[Section] = &[
+const SECTIONS: &[(&str, Items)] = &[
     (
         "General",
         &[
@@ -148,10 +148,79 @@ pub fn version() -> String {
     )
 }
 
-/// The sections, for the manual page.
-pub fn sections() -> &'static [Section] {
-    SECTIONS
-}
+/// The manual page.
+pub const MANUAL: Manual = Manual {
+    name: "tapline-pasta",
+    about: "Rootless networking under the name of pasta",
+    synopsis: &["pasta [OPTION]... [COMMAND [ARG]...]", "pasta [OPTION]... PID", "pasta [OPTION]... --netns PATH|NAME"],
+    description: &[
+        "Called by a name with pasta in it, tapline has the command line of pasta, of the passt project, as Podman and \
+         scripts use it; tapline link-as pasta DIR makes such a link. What is behind it is what is behind tapline run and \
+         tapline attach.",
+        "The first form runs COMMAND, or $SHELL, in new user, network, mount, UTS, IPC and PID namespaces, and sees the \
+         host's files as they are. The others serve namespaces that somebody else made: those of a process, or a network \
+         namespace by its path, or by its name in /run/netns.",
+        "The sandbox has the host's own addresses: those of the interface with the host's first default route, with its \
+         gateway and its routes. What it sends to another address goes there as the host's own. The gateway's address is \
+         the host's loopback instead, unless --no-map-gw or --map-host-loopback say otherwise. Where the host has no such \
+         interface the sandbox is at 169.254.2.1 behind 169.254.2.2, and behind fe80::1.",
+        "With a PID or --netns it goes to the background when the network works, and its parent ends then; it serves until \
+         the namespace's path or process is gone. Of options given several times the last counts.",
+    ],
+    options: SECTIONS,
+    notes: &[
+        (
+            "PORTS",
+            &[
+                "A SPEC for -t, -u, -T and -U is none, all (every port that is not ephemeral), auto (ports that something \
+                 listens on at the other end, looked at every second), or a list of items with commas between them, behind \
+                 ADDR/, ADDR%IF/ or %IF/ where it is to be one address or one interface of the host. An item is \
+                 FIRST[-LAST], with :FIRST[-LAST] behind it for other ports at the other end; ~FIRST[-LAST] are ports that \
+                 are left out. An option may be given several times.",
+                "A port that was named and cannot be bound is an error; of all, or all but some, those that cannot be bound \
+                 are left out.",
+                "A client on the host's loopback is spliced to the sandbox's own address, or with --host-lo-to-ns-lo to its \
+                 loopback. Every other client is seen by its own address; one that the sandbox could not answer (the \
+                 sandbox has it too) comes from the --map-guest-addr address, else from the --map-host-loopback address, \
+                 else from the gateway's.",
+            ],
+        ),
+        (
+            "DIFFERENCES",
+            &[
+                "Messages go to standard error as long as there is one, and to --log-file; there is no system logger. \
+                 --conf-path is accepted, and pesto not served. --no-icmp leaves neighbor discovery as it is. Several \
+                 resolvers of the host are asked where one does not answer, and changes of its resolv.conf are followed. \
+                 --no-dhcp-dns and --no-dhcp-search, which the original has for passt alone, are what is usual here.",
+                "Options of passt alone (--socket, --fd, --one-off, --vhost-user and so on) are refused.",
+                "AppArmor and SELinux profiles of distributions are tied to the path of the original program, /usr/bin/pasta: \
+                 a link elsewhere runs under tapline's own profile, or under none. Where user namespaces are kept from \
+                 programs without a profile (Ubuntu 23.10 and later), tapline's file needs one with `userns,`. A link in the \
+                 place of the original gets a profile that was written for another program, and that may forbid what this \
+                 one does (starting itself anew, its files in $XDG_RUNTIME_DIR).",
+            ],
+        ),
+    ],
+    examples: &[
+        ("A shell with the host's addresses:", "pasta --config-net"),
+        (
+            "Port 8080 of the host for a service on port 80 of a process's namespace:",
+            "pasta --config-net -t 8080:80 4711",
+        ),
+        (
+            "As Podman calls it:",
+            "pasta --config-net -t 8080-8080:80-80 --dns-forward 169.254.1.1 -u none -T none -U none --no-map-gw --quiet \
+             --netns /run/user/1000/netns/netns-1 --map-guest-addr 169.254.1.2",
+        ),
+    ],
+    exit_status: &[
+        ("0", "The network works, in the background; in the foreground: the namespace has ended, or SIGTERM came."),
+        ("1", "It failed; a line on standard error says why. Also when COMMAND cannot be executed."),
+        ("128 + N", "Signal N ended COMMAND."),
+        ("any other", "COMMAND's own exit status."),
+    ],
+    see_also: "tapline(1), tapline-run(1), tapline-attach(1), tapline-link-as(1), podman-run(1)",
+};
 
 #[cfg(test)]
 mod tests {
