@@ -155,10 +155,14 @@ class Callers(Lab):
         return self.run([*self.as_user(), *words], **{"cwd": PLACE / "home"} | more)[0]
 
     def podman(self, *words, **more):
+        return self.podman_says(*words, **more)[0]
+
+    def podman_says(self, *words, **more):
+        """Podman's standard output and error."""
         if not self.imported:
             self.does("podman", "import", self.image, "bb")
             self.imported = True
-        return self.does("podman", *words, **more)
+        return self.run([*self.as_user(), "podman", *words], **{"cwd": PLACE / "home"} | more)
 
     def everything_that_listens(self):
         """The listening sockets of this host."""
@@ -186,6 +190,9 @@ class Callers(Lab):
         wait_until(lambda: not self.helpers(), f"the end of {self.helpers()}")
         wait_until(lambda: self.everything_that_listens() <= before,
                    f"the end of the listeners {self.everything_that_listens() - before}")
+        if not self.original:
+            # Whoever looks takes away what is left of those that were killed, as callers do.
+            has(self.does(self.tapline_itself, "ps"), "NAME")
         left = [str(path) for path in Path(PLACE, "run/tapline").glob("*/sandboxes/*")]
         check(not left, f"left in the state directory: {left}")
         check("tap0" not in Path("/proc/net/dev").read_text(), "an interface is left")
@@ -248,12 +255,14 @@ def page(lab, address, port, ns=None):
 SERVICE = ["--volume", "/usr:/usr:ro", "--volume", f"{PLACE}/service.py:/service.py:ro", "bb", "/usr/bin/python3", "/service.py"]
 
 
-def datagrams(lab, address, port, ns=None):
-    """From where the service sees datagrams come, as soon as it answers."""
-    def asked():
-        return ports.udp(lab, address, port, "one", "two", ns=ns)
+def serves(lab, container):
+    """The service has begun."""
+    wait_until(lambda: "ready" in lab.podman("logs", container), "the service")
 
-    said = wait_until(asked, f"an answer at {address}")
+
+def datagrams(lab, address, port, ns=None):
+    """From where the service sees datagrams come."""
+    said = ports.udp(lab, address, port, "one", "two", ns=ns)
     check([line.split()[-1] for line in said] == ["one", "two"], said)
     return said[0].split()[0].removeprefix("::ffff:")
 
@@ -345,8 +354,7 @@ def caller_podman_publish_by_slirp4netns(lab):
     page(lab, "127.0.0.1", 8080)
     page(lab, HOST4, 8080, lab.far)
     # The service sees who asks; the host's loopback stands behind the gateway.
-    log = lab.run([*lab.as_user(), "podman", "logs", container], cwd=PLACE / "home")
-    has("".join(log), FAR4, "10.0.2.2")
+    has("".join(lab.podman_says("logs", container)), FAR4, "10.0.2.2")
     lab.podman("rm", "--force", "--time", "0", container)
     nobody(lab, "127.0.0.1", 8080)
 
@@ -354,7 +362,8 @@ def caller_podman_publish_by_slirp4netns(lab):
 @needs("podman", "runc", "busybox")
 def caller_podman_publish_udp_by_slirp4netns(lab):
     container = lab.podman("run", "--detach", "--network", "slirp4netns:port_handler=slirp4netns", "-p", "9000:9000/udp",
-                           *SERVICE, "serve", "::", "9000").strip()
+                           *SERVICE, "serve", "0.0.0.0", "9000").strip()
+    serves(lab, container)
     check(datagrams(lab, HOST4, 9000, lab.far) == FAR4, "a client afar")
     check(datagrams(lab, "127.0.0.1", 9000) == "10.0.2.2", "a client of the host's loopback")
     lab.podman("rm", "--force", "--time", "0", container)
@@ -377,8 +386,8 @@ def caller_podman_again_on_the_same_port(lab):
 @needs("podman", "runc", "busybox")
 def caller_podman_of_a_port_that_is_taken(lab):
     lab.serve([sys.executable, HERE / "httpd.py", "0.0.0.0", 8080, lab.files], 8080)
-    said = lab.run([*lab.as_user(), "podman", "run", "--rm", "--network", "slirp4netns:port_handler=slirp4netns",
-                    "-p", "8080:80", "bb", "true"], cwd=PLACE / "home", status=None)
+    said = lab.podman_says("run", "--rm", "--network", "slirp4netns:port_handler=slirp4netns", "-p", "8080:80", "bb",
+                           "true", status=126)
     has(said[1], "add_hostfwd")
 
 
@@ -415,8 +424,10 @@ def caller_podman_hook(lab):
     hooks.mkdir()
     for path in (EXAMPLES / "oci/hooks.d").iterdir():
         (hooks / path.name).write_text(path.read_text().replace("/usr/bin/tapline", str(lab.tapline_itself)))
-    words = ["--hooks-dir", hooks, "run", "--network", "none", "--dns", "10.0.2.3", "--annotation", "tapline.publish=8080:80"]
-    container = lab.podman(*words, "--detach", "--name", "hooked", "bb", *SERVE).strip()
+    resolvers = PLACE / "home/resolv.conf"
+    resolvers.write_text("nameserver 10.0.2.3\n")
+    container = lab.podman("--hooks-dir", hooks, "run", "--network", "none", "--annotation", "tapline.publish=8080:80",
+                           "--volume", f"{resolvers}:/etc/resolv.conf:ro", "--detach", "--name", "hooked", "bb", *SERVE).strip()
     page(lab, HOST4, 8080, lab.far)
     out = lab.podman("exec", "hooked", "sh", "-c", f"ip addr; {FETCH} http://files.lab.test:8000/hello")
     has(out, "inet 10.0.2.100/24", "hello from afar\n")
@@ -424,8 +435,8 @@ def caller_podman_hook(lab):
     has(lab.does(lab.tapline_itself, "ps"), container[:12])
     lab.podman("--hooks-dir", hooks, "rm", "--force", "--time", "0", "hooked")
     # A mistake ends the start, and is shown.
-    said = lab.run([*lab.as_user(), "podman", "--hooks-dir", hooks, "run", "--rm", "--network", "none",
-                    "--annotation", "tapline.publsh=80", "bb", "true"], cwd=PLACE / "home", status=None)
+    said = lab.podman_says("--hooks-dir", hooks, "run", "--rm", "--network", "none", "--annotation", "tapline.publsh=80",
+                           "bb", "true", status=126)
     has(said[1], "tapline.publsh: unknown; did you mean tapline.publish?")
 
 
