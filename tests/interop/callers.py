@@ -263,7 +263,7 @@ def serves(lab, container):
 def datagrams(lab, address, port, ns=None):
     """From where the service sees datagrams come."""
     said = ports.udp(lab, address, port, "one", "two", ns=ns)
-    check([line.split()[-1] for line in said] == ["one", "two"], said)
+    check([line.split()[-1] for line in said] == ["one", "two"], f"datagrams to {address}: {said}")
     return said[0].split()[0].removeprefix("::ffff:")
 
 
@@ -365,7 +365,9 @@ def caller_podman_publish_udp_by_slirp4netns(lab):
                            *SERVICE, "serve", "0.0.0.0", "9000").strip()
     serves(lab, container)
     check(datagrams(lab, HOST4, 9000, lab.far) == FAR4, "a client afar")
-    check(datagrams(lab, "127.0.0.1", 9000) == "10.0.2.2", "a client of the host's loopback")
+    if not lab.original:
+        # The original takes the answers for traffic to the host's loopback, which Podman has switched off.
+        check(datagrams(lab, "127.0.0.1", 9000) == "10.0.2.2", "a client of the host's loopback")
     lab.podman("rm", "--force", "--time", "0", container)
 
 
@@ -501,7 +503,7 @@ class Kit:
 def caller_rootlesskit_its_own_tap(lab):
     kit = Kit(lab, "--mtu=65520")
     # The TAP is RootlessKit's, and so are the addresses on it.
-    out = kit.says("ip addr show tap0; ip route; cat /etc/resolv.conf; dig +short files.lab.test; curl -s http://files.lab.test:8000/hello")
+    out = kit.says("ip addr show tap0; ip route; cat /etc/resolv.conf; dig +short files.lab.test; curl -s --max-time 20 http://files.lab.test:8000/hello")
     has(out, "mtu 65520", "inet 10.0.2.100/24", "default via 10.0.2.2 dev tap0", "nameserver 10.0.2.3", FAR4, "hello from afar\n")
     # 10.0.2.2 leads nowhere.
     hosts_own_server(lab)
@@ -513,8 +515,8 @@ def caller_rootlesskit_its_own_tap(lab):
 def caller_rootlesskit_sandbox_seccomp_cidr_ipv6(lab):
     kit = Kit(lab, "--slirp4netns-sandbox=true", "--slirp4netns-seccomp=true", "--cidr=10.77.0.0/24", "--ipv6")
     wait = "for i in $(seq 100); do ip -6 addr show dev tap0 | grep -q 'inet6 fd00:' && break; sleep 0.1; done"
-    out = kit.says(f"{wait}; ip addr show tap0; dig +short files.lab.test; curl -s http://files.lab.test:8000/hello; "
-                   f"curl -s --retry 5 --retry-all-errors http://[{FAR6}]:8000/hello")
+    out = kit.says(f"{wait}; ip addr show tap0; dig +short files.lab.test; curl -s --max-time 20 http://files.lab.test:8000/hello; "
+                   f"curl -s --max-time 5 --retry 5 --retry-all-errors http://[{FAR6}]:8000/hello")
     has(out, "inet 10.77.0.100/24", "inet6 fd00:", FAR4, "hello from afar\n" * 2)
     kit.end()
 
@@ -574,6 +576,6 @@ def oci(lab, runtime):
 
 @needs("bwrap", own=True)
 def caller_bubblewrap(lab):
-    script = "ip addr; ip route; cat /etc/resolv.conf; curl -s http://files.lab.test:8000/hello; exit 7"
+    script = "ip addr; ip route; cat /etc/resolv.conf; curl -s --max-time 20 http://files.lab.test:8000/hello; exit 7"
     out = lab.run([*lab.as_user(), PLACE / "examples/bubblewrap.sh", "sh", "-c", script], cwd=PLACE / "home", status=7)[0]
     has(out, "inet 10.0.2.100/24", "default via 10.0.2.2 dev tap0", "nameserver 10.0.2.3", "hello from afar\n")
