@@ -514,9 +514,9 @@ def caller_rootlesskit_its_own_tap(lab):
 @needs("rootlesskit", "busybox")
 def caller_rootlesskit_sandbox_seccomp_cidr_ipv6(lab):
     kit = Kit(lab, "--slirp4netns-sandbox=true", "--slirp4netns-seccomp=true", "--cidr=10.77.0.0/24", "--ipv6")
-    wait = "for i in $(seq 100); do ip -6 addr show dev tap0 | grep -q 'inet6 fd00:' && break; sleep 0.1; done"
+    wait = "for i in $(seq 100); do ip -6 addr show dev tap0 -tentative | grep -q 'inet6 fd00:' && break; sleep 0.1; done"
     out = kit.says(f"{wait}; ip addr show tap0; dig +short files.lab.test; curl -s --max-time 20 http://files.lab.test:8000/hello; "
-                   f"curl -s --max-time 5 --retry 5 --retry-all-errors http://[{FAR6}]:8000/hello")
+                   f"curl -s --max-time 20 http://[{FAR6}]:8000/hello")
     has(out, "inet 10.77.0.100/24", "inet6 fd00:", FAR4, "hello from afar\n" * 2)
     kit.end()
 
