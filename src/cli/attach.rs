@@ -124,6 +124,7 @@ impl AttachArgs {
             greeting: String::new(),
             hostfwd_socket: None,
             outlives_target: false,
+            confined: false,
             exit_fd: self.exit_fd,
             pid_file: self.pid_file.clone(),
             detach: self.detach,

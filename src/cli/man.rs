@@ -12,10 +12,13 @@ use super::pages::{self, Page};
 use crate::compat::manual::Manual;
 use crate::compat::pasta;
 
-/// The page of the API, which no option describes: it is written by hand.
-const API_PAGE: (&str, &[u8]) = ("tapline-api.7", include_bytes!("../../man/tapline-api.7"));
+/// Pages of what neither clap nor a table describes, written by hand.
+const WRITTEN: [(&str, &[u8]); 2] = [
+    ("tapline-api.7", include_bytes!("../../man/tapline-api.7")),
+    ("tapline-slirp4netns.1", include_bytes!("../../man/tapline-slirp4netns.1")),
+];
 
-/// The pages of other tools' command lines.
+/// Those of other tools' command lines that are made of a table.
 const FOREIGN: &[Manual] = &[pasta::usage::MANUAL];
 
 /// Write the manual pages to a directory
@@ -47,8 +50,7 @@ pub fn pages(mut description: Command) -> io::Result<Vec<(String, Vec<u8>)>> {
             all.push(page(inner, pages::of(&format!("{} {}", verb.get_name(), inner.get_name())))?);
         }
     }
-    let (name, text) = API_PAGE;
-    all.push((name.to_owned(), text.to_vec()));
+    all.extend(WRITTEN.map(|(name, text)| (name.to_owned(), text.to_vec())));
     for manual in FOREIGN {
         all.push(foreign(manual)?);
     }
@@ -157,7 +159,7 @@ fn page(command: &Command, extra: &Page) -> io::Result<(String, Vec<u8>)> {
             verb => format!("tapline-{}(1)", verb.replace(' ', "-")),
         })
         .filter(|other| *other != format!("{name}(1)"))
-        .chain(["tapline-api(7)".to_owned()])
+        .chain(["slirp4netns(1)", "pasta(1)", "api(7)"].map(|other| format!("tapline-{other}")))
         .collect();
     roff.text([roman(others.join(", "))]);
     roff.to_writer(&mut text)?;

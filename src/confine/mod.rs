@@ -14,6 +14,11 @@
 //! 4. [`Stage::Limits`]: the soft limit of descriptors is raised to the hard one, because each flow needs one;
 //!    core files are off.
 //!
+//! A supervisor does what needs the host's file system and the sandbox's namespaces, so it keeps more. Where its caller
+//! wants less of it ([`supervisor`], the `--enable-sandbox` of slirp4netns' command line) it gives up, when everything is
+//! in place, its capabilities but for CAP_NET_BIND_SERVICE, with which it may bind ports that are asked for later, and
+//! the ways to gain others. What else it does needs none: it holds the namespace or has an agent in it.
+//!
 //! Capabilities belong to a thread, so all of this happens while there is only one. What follows later (an empty
 //! root, seccomp) is a further stage of the same list.
 use std::io;
@@ -39,7 +44,7 @@ pub enum Stage {
 
 /// A stage did not work.
 #[derive(Debug, thiserror::Error)]
-#[error("the gateway cannot confine itself: {operation}: {error}")]
+#[error("the process cannot confine itself: {operation}: {error}")]
 pub struct ConfineError {
     /// Where.
     pub stage: Stage,
@@ -55,6 +60,13 @@ pub fn gateway() -> Result<(), ConfineError> {
         stage.enter().map_err(|(operation, error)| ConfineError { stage, operation, error })?;
     }
     Ok(())
+}
+
+/// Confine a supervisor whose sandbox is in place.
+pub fn supervisor() -> Result<(), ConfineError> {
+    let failed = |operation| move |error: io::Error| ConfineError { stage: Stage::Privileges, operation, error };
+    prctl::set_no_new_privs().map_err(|error| failed("no_new_privs")(error.into()))?;
+    caps::keep_only(&[caps::Capability::NetBindService]).map_err(failed("drop capabilities"))
 }
 
 type StageResult = Result<(), (&'static str, io::Error)>;

@@ -337,6 +337,9 @@ pub struct Attach {
     pub hostfwd_socket: Option<PathBuf>,
     /// Do not end when the target does.
     pub outlives_target: bool,
+    /// When it works, give up every capability but that to bind ports below 1024, and the ways to gain others.
+    #[serde(default)]
+    pub confined: bool,
     /// End when this descriptor hangs up.
     pub exit_fd: Option<RawFd>,
     /// Where the supervisor's PID is written.

@@ -44,12 +44,13 @@ use super::supervisor::{end_child, round_up};
 use super::target::{self, Life, Opened};
 use super::uplink::{KeptLink, PATIENCE};
 use super::uplinks::{Ear, GaveUp, Record, Uplinks};
+use crate::confine;
 use crate::control::state::{SandboxState, StateDir};
 use crate::control::wire;
 use crate::host::watch::HostWatch;
 use crate::plan::{self, LinkKind, MacAddr, PortFailure, Ports, PublishSpec, Reached, Target};
 use crate::sys::proc::{self, Forked};
-use crate::sys::{scm, tun};
+use crate::sys::{caps, scm, tun};
 
 /// Why an attached namespace is no longer served, or not by this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -224,7 +225,8 @@ impl<'a> Service<'a> {
         record.publish()?;
         let watch = HostWatch::new()?;
         let hostfwd = plan.hostfwd_socket.as_deref().map(|path| listen(path, plan)).transpose()?;
-        let errand = if needs_agent(&plan.ports) { Errand::LinkAndStay } else { Errand::Link };
+        let errand =
+            if needs_agent(&plan.ports) || has_to_enter_now(plan) { Errand::LinkAndStay } else { Errand::Link };
         let orders: Vec<Order> = seats.iter().map(|(_, order)| order.clone()).collect();
         let started =
             opened.as_ref().map(|opened| start_agent(plan, &orders, opened, errand, Vec::new())).transpose()?;
@@ -271,10 +273,13 @@ impl<'a> Service<'a> {
             }),
             hostfwd,
         };
+        // A link that is there from the start is nothing to be heard of.
+        let mut turn = service.go_on().map(|()| None);
         // With somebody waiting in the foreground, errors up to readiness are this function's.
-        while service.waiting.is_some() {
-            match service.turn() {
-                Ok(None) => {}
+        loop {
+            match turn {
+                Ok(None) if service.waiting.is_none() => return Ok(service),
+                Ok(None) => turn = service.turn(),
                 Ok(Some(ended)) => {
                     service.finish();
                     return Err(SandboxError::EndedEarly(ended));
@@ -285,7 +290,6 @@ impl<'a> Service<'a> {
                 }
             }
         }
-        Ok(service)
     }
 
     /// Until it is to end.
@@ -393,6 +397,9 @@ impl<'a> Service<'a> {
         let (works, gave_up) = uplinks.go_on(self.socket.as_ref().filter(|_| stays))?;
         gave_up.map_or(Ok(()), go_on_without)?;
         if works && let Some(waiting) = self.waiting.take() {
+            if self.plan.confined {
+                confine::supervisor()?;
+            }
             waiting.tell(uplinks.link())?;
         }
         Ok(())
@@ -542,6 +549,11 @@ fn go_on_without(GaveUp { network, is_private, how }: GaveUp) -> Result<(), Sand
     }
     tracing::error!("the gateway died again and again ({how}): the namespace goes on without the network {network}");
     Ok(())
+}
+
+/// Can no other agent enter the namespace later, because what it takes will have been given up?
+fn has_to_enter_now(plan: &plan::Attach) -> bool {
+    plan.confined && caps::has(caps::Capability::SysAdmin)
 }
 
 /// Do the ports that were asked for need somebody inside?

@@ -97,6 +97,9 @@ pub enum SandboxError {
     /// A port cannot be published.
     #[error(transparent)]
     Port(#[from] crate::plan::PortFailure),
+    /// A supervisor cannot give up what it is to give up.
+    #[error(transparent)]
+    Confine(#[from] crate::confine::ConfineError),
     /// Nobody can be listened to there.
     #[error("cannot listen at {}: {error}; take another path, of 107 bytes at most", path.display())]
     Listen {

@@ -46,13 +46,8 @@ pub fn change_identity(uid: Uid, gid: Gid, keep: &[Capability]) -> io::Result<()
     nix::sys::prctl::set_keepcaps(true)?;
     nix::unistd::setresuid(uid, uid, uid)?;
     let header = Header { version: VERSION_3, pid: 0 };
-    let mut have = [Data { effective: 0, permitted: 0, inheritable: 0 }; 2];
-    // SAFETY: version 3 reads one header and writes two data structures, which live until the call returns.
-    if unsafe { libc::syscall(libc::SYS_capget, &raw const header, have.as_mut_ptr()) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
     // All of them are among the first 32.
-    let mask = keep.iter().fold(0, |mask, capability| mask | 1 << *capability as u32) & have[0].permitted;
+    let mask = keep.iter().fold(0, |mask, capability| mask | 1 << *capability as u32) & permitted()?;
     let none = Data { effective: 0, permitted: 0, inheritable: 0 };
     let data = [Data { effective: mask, permitted: mask, inheritable: 0 }, none];
     // SAFETY: as above, and both are read.
@@ -67,7 +62,13 @@ pub fn change_identity(uid: Uid, gid: Gid, keep: &[Capability]) -> io::Result<()
 /// (where CAP_SETPCAP allows it), the ambient set, and the effective, permitted and inheritable sets. A thread that
 /// has none is left as it is.
 pub fn drop_all() -> io::Result<()> {
-    for capability in 0..64 {
+    keep_only(&[])
+}
+
+/// Likewise, but for these, which a thread keeps that has them. A program that it starts has them only if it is root's.
+pub fn keep_only(keep: &[Capability]) -> io::Result<()> {
+    let keep = keep.iter().fold(0, |mask, capability| mask | 1 << *capability as u32);
+    for capability in (0..64).filter(|number| *number >= 32 || keep & 1 << number == 0) {
         // SAFETY: PR_CAPBSET_DROP takes a number and touches no memory of ours. EINVAL says that there is no such
         // capability, EPERM that the bounding set is not ours to change: it then bounds nothing that we could gain.
         if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } < 0 {
@@ -76,14 +77,32 @@ pub fn drop_all() -> io::Result<()> {
     }
     // SAFETY: as above. It fails only where the kernel has no ambient set (before 4.3).
     let _ = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
+    let mask = permitted()? & keep;
+    let none = Data { effective: 0, permitted: 0, inheritable: 0 };
+    let data = [Data { effective: mask, permitted: mask, inheritable: 0 }, none];
     let header = Header { version: VERSION_3, pid: 0 };
-    let data = [Data { effective: 0, permitted: 0, inheritable: 0 }; 2];
     // SAFETY: version 3 reads one header and two data structures, which live until the call returns; pid 0 is the
     // calling thread.
     if unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) } < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Has the calling thread this one?
+pub fn has(capability: Capability) -> bool {
+    permitted().is_ok_and(|mask| mask & 1 << capability as u32 != 0)
+}
+
+/// Of the first 32.
+fn permitted() -> io::Result<u32> {
+    let header = Header { version: VERSION_3, pid: 0 };
+    let mut have = [Data { effective: 0, permitted: 0, inheritable: 0 }; 2];
+    // SAFETY: version 3 reads one header and writes two data structures, which live until the call returns.
+    if unsafe { libc::syscall(libc::SYS_capget, &raw const header, have.as_mut_ptr()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(have[0].permitted)
 }
 
 #[cfg(test)]
@@ -113,6 +132,23 @@ mod tests {
                 assert_eq!(status, nix::sys::wait::WaitStatus::Exited(child, 0));
             }
         }
+    }
+
+    #[test]
+    fn a_thread_keeps_only_what_it_was_left_of_what_it_has() {
+        let sets = std::thread::spawn(|| {
+            let had = has(Capability::NetBindService);
+            keep_only(&[Capability::NetBindService]).unwrap();
+            let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+            let set = |name: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+                u64::from_str_radix(line.trim(), 16).unwrap()
+            };
+            (had, set("CapPrm:"), set("CapEff:"), set("CapInh:"))
+        });
+        let (had, permitted, effective, inheritable) = sets.join().unwrap();
+        let expected = if had { 1 << Capability::NetBindService as u32 } else { 0 };
+        assert_eq!((permitted, effective, inheritable), (expected, expected, 0));
     }
 
     #[test]

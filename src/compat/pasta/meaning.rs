@@ -217,6 +217,7 @@ impl Meaning {
             greeting: String::new(),
             hostfwd_socket: None,
             outlives_target: options.outlives_netns,
+            confined: false,
             exit_fd: None,
             pid_file: options.pid_file.clone(),
             detach: !options.foreground,

@@ -91,6 +91,7 @@ pub(super) fn plan(options: &Options, id: String) -> Option<Attach> {
         greeting: greeting(options, v4),
         hostfwd_socket: options.api_socket.clone(),
         outlives_target: true,
+        confined: options.sandbox,
         exit_fd: options.exit_fd,
         pid_file: None,
         detach: false,
