@@ -197,7 +197,7 @@ impl EchoTable {
             IpAddr::V6(_) => (IpProtocol::Icmpv6, 129),
         };
         let ip = emit::Ip {
-            hop_limit: hop_limit.saturating_sub(1).max(1),
+            hop_limit: hop_limit.saturating_sub(u8::from(segment.network.is_hop_to(key.destination))).max(1),
             ..emit::Ip::new(key.destination, key.source, protocol)
         };
         emit::icmp(segment, peer, &ip, echo_header(kind, key.identifier, sequence), data, link);

@@ -183,9 +183,21 @@ impl Inbound {
         })
     }
 
-    /// Where a datagram of the sandbox leads, if it goes to a client.
-    pub fn answer(&mut self, now: Instant, peer: Peer, from: SocketAddr, to: SocketAddr) -> Option<Answer> {
-        let index = self.flows.find(&(peer.port, from, to))?;
+    /// Where a datagram of the sandbox leads, if it goes to a client. A service that is bound to no address may answer from
+    /// another than was written to: a link-local client from the link-local one (RFC 6724, 5, rule 2).
+    pub fn answer(
+        &mut self,
+        now: Instant,
+        segment: &Segment,
+        peer: Peer,
+        from: SocketAddr,
+        to: SocketAddr,
+    ) -> Option<Answer> {
+        let by = |from| self.flows.find(&(peer.port, from, to));
+        let index = by(from).or_else(|| {
+            let own = own_address(segment, segment.ports.get(&peer.port)?, from.is_ipv4())?;
+            (own != from.ip()).then(|| by(SocketAddr::new(own, from.port()))).flatten()
+        })?;
         let (_, flow) = self.flows.placed(index)?;
         flow.peer = peer;
         let answer = Answer { path: flow.origin.path, client: flow.origin.client };
@@ -356,6 +368,10 @@ mod tests {
             assert_eq!((test.received().0, kept(&test)), (at(client), true));
             test.udp(if at(client).is_ipv4() { SERVICE } else { SERVICE6 }, client, b"y");
             assert_eq!(test.host.published[0].1, at(client), "not refused as nobody's");
+            // The kernel's choice, where the service is bound to no address.
+            let another = if at(client).is_ipv4() { "10.0.2.101:53" } else { "[fe80::42:aff:fe00:264]:53" };
+            test.udp(another, client, b"z");
+            assert_eq!((test.host.published.len(), test.host.udp.len()), (2, 0));
             test.pass(Duration::from_secs(180));
             assert!(!kept(&test));
         }

@@ -242,7 +242,11 @@ fn mapped_addresses_answer_pings_and_others_are_pinged() {
     assert_eq!((test.host.echo[0].to, test.link.frames.len()), (ip("10.0.2.2"), 0), "the gateway is a machine");
     let flow: EchoId = test.host.echo[0].flow;
     test.gateway.handle_echo_reply(test.now, flow, 1, b"ping", 64, &mut test.link);
-    assert_eq!(test.link.one()[26..30], [10, 0, 2, 2]);
+    assert_eq!(
+        (test.link.one()[22], &test.link.one()[26..30]),
+        (64, &[10, 0, 2, 2][..]),
+        "no hop on the way back either"
+    );
 }
 
 /// Who complained, according to the error that the sandbox got, and about which destination.

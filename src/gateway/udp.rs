@@ -160,7 +160,7 @@ impl UdpTable {
         }
         if self.inbound.len() > 0 {
             let (from, to) = (SocketAddr::new(packet.src, udp.src_port), SocketAddr::new(packet.dst, udp.dst_port));
-            if let Some(answer) = self.inbound.answer(now, packet.peer, from, to) {
+            if let Some(answer) = self.inbound.answer(now, segment, packet.peer, from, to) {
                 return send_answer(now, segment, packet, &udp, answer, host, link);
             }
         }
