@@ -121,7 +121,9 @@ pub fn handle(
     let request = Request::parse(message)?;
     let server = server_id(&segment.network);
     request.check(&server, packet.dst == IpAddr::V6(ALL_SERVERS))?;
-    let own = segment.ports.get(&packet.peer.port).and_then(|endpoint| endpoint.v6);
+    // What the sandbox has made itself is not what it is to have.
+    let planned = segment.network.v6.map(|layout| layout.sandbox).filter(|ip| !ip.is_unspecified());
+    let own = planned.or_else(|| segment.ports.get(&packet.peer.port)?.v6);
     let Some(answer) = answer(&segment.network, &request, &server, own, packet.dst == IpAddr::V6(ALL_SERVERS)) else {
         return Ok(());
     };

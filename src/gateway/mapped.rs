@@ -465,3 +465,33 @@ fn what_is_switched_off_is_neither_offered_nor_carried() {
     test.udp("0.0.0.0:68", "255.255.255.255:67", &[0; 300]);
     assert_eq!((test.link.frames.len(), test.dropped(DropReason::Disabled)), (0, 1));
 }
+
+#[test]
+fn an_address_that_the_sandbox_makes_itself_is_where_clients_find_it() {
+    let service = |test: &mut Test| {
+        let client = at("[2001:db8::9]:7");
+        test.gateway.open_published(test.now, PEER.port, client, 80, &mut test.link).map(|flow| {
+            test.gateway.abandon_published(flow);
+            let syn = test.link.frames.pop().unwrap().2;
+            IpAddr::from(<[u8; 16]>::try_from(&syn[38..54]).unwrap())
+        })
+    };
+    let [mut test, _] = both();
+    assert_eq!(service(&mut test), Ok(ip("fd00::100")), "the planned one, until another is seen");
+    solicit(&mut test, "::", "fe80::1234");
+    solicit(&mut test, "::", "2001:db8::1");
+    assert_eq!(service(&mut test), Ok(ip("fd00::100")), "of another prefix, or of the link only");
+    solicit(&mut test, "::", "fd00::42:aff:fe00:264");
+    assert_eq!(service(&mut test), Ok(ip("fd00::42:aff:fe00:264")));
+    // The host's own is somebody else now.
+    assert_eq!(solicit(&mut test, "fd00::42:aff:fe00:264", "fd00::100"), Some(0x60));
+    solicit(&mut test, "::", "fd00::abcd");
+    assert_eq!(service(&mut test), Ok(ip("fd00::42:aff:fe00:264")), "a temporary one takes nothing over");
+    solicit(&mut test, "fd00::100", "fd00::1");
+    assert_eq!(service(&mut test), Ok(ip("fd00::100")), "the planned one does");
+    let mut usual = Test::new();
+    usual.pass(Duration::ZERO);
+    usual.link.frames.clear();
+    solicit(&mut usual, "::", "fd00::abcd");
+    assert_eq!(service(&mut usual), Ok(ip("fd00::100")), "on tapline's own networks it is set from outside");
+}

@@ -48,8 +48,8 @@ pub mod tcp;
 pub(crate) mod testing;
 pub mod udp;
 
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
 use ipnet::IpNet;
@@ -73,6 +73,8 @@ pub struct Segment {
     pub ports: HashMap<PortId, Endpoint>,
     /// The endpoints' addresses.
     addresses: HashMap<IpAddr, PortId>,
+    /// Ports whose sandbox has shown which IPv6 address it has.
+    settled: HashSet<PortId>,
     /// What is counted.
     pub counters: Counters,
     /// How many ICMP errors may still be sent, to each port that was sent one.
@@ -94,6 +96,7 @@ impl Segment {
             foreign: Vec::new(),
             ports: HashMap::new(),
             addresses: HashMap::new(),
+            settled: HashSet::new(),
             counters: Counters::default(),
             icmp_limits: HashMap::new(),
             identifications: emit::Identifications::new(),
@@ -111,12 +114,39 @@ impl Segment {
     /// An endpoint leaves.
     fn remove(&mut self, port: PortId) {
         self.icmp_limits.remove(&port);
+        self.settled.remove(&port);
         let Some(endpoint) = self.ports.remove(&port) else { return };
         for address in addresses(&endpoint) {
             if self.addresses.get(&address) == Some(&port) {
                 self.addresses.remove(&address);
             }
         }
+    }
+
+    /// A sandbox has this IPv6 address, or is about to. Where it makes its own of an advertised prefix the plan can only
+    /// guess which that will be; the first that it shows, or the planned one, is where clients of published ports find
+    /// it. (On tapline's own networks the address is set from outside.)
+    fn notice(&mut self, port: PortId, address: Ipv6Addr) {
+        let network = &self.network;
+        let Some(layout) = network.v6 else { return };
+        let is_ours = network.is_host(address.into()) || network.is_dns(address.into()) || layout.gateway == address;
+        if network.behaviour.is_usual()
+            || !layout.subnet.contains(&address)
+            || is_ours
+            || address == layout.subnet.network()
+        {
+            return;
+        }
+        let Some(endpoint) = self.ports.get_mut(&port) else { return };
+        let is_news = self.settled.insert(port) || address == layout.sandbox;
+        if !is_news || endpoint.v6 == Some(address) || address.is_unicast_link_local() {
+            return;
+        }
+        let old = endpoint.v6.replace(address).map(IpAddr::V6);
+        if let Some(old) = old.filter(|old| self.addresses.get(old) == Some(&port)) {
+            self.addresses.remove(&old);
+        }
+        self.addresses.insert(address.into(), port);
     }
 
     /// Which port has this address.

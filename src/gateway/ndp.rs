@@ -131,6 +131,7 @@ pub fn handle(segment: &mut Segment, packet: &Packet<'_>, link: &mut impl Link) 
             if src.is_unspecified() && packet.dst != IpAddr::V6(solicited_node(target)) {
                 return Err(DropReason::Malformed);
             }
+            segment.notice(packet.peer.port, if src.is_unspecified() { target } else { src });
             let role = role_for(segment, packet.peer, src, target).ok_or(DropReason::NotForUs)?;
             advertise_neighbor(segment, packet.peer, src, target, role, link);
             Ok(())

@@ -347,3 +347,30 @@ fn it_is_there_only_where_the_network_says_so_and_is_announced() {
     assert_eq!(managed(true), (0x80, true, 0));
     assert_eq!(managed(false), (0, false, 1));
 }
+
+proptest::proptest! {
+    /// Whatever is put into a message, it is answered once or not at all, in a frame that another parser reads.
+    #[test]
+    fn no_message_is_a_surprise(
+        kind in 0u8..15,
+        options in proptest::collection::vec((0u16..45, proptest::collection::vec(proptest::num::u8::ANY, 0..40)), 0..12),
+        with_client in proptest::bool::ANY,
+        cut in 0usize..600,
+    ) {
+        let mut test = serving(|network| network.behaviour.announcements.fqdn = Some("box.example.org".into()));
+        let mut asked = message(kind);
+        if with_client {
+            asked = asked.client().server(&test);
+        }
+        for (code, data) in &options {
+            asked = asked.with(*code, data);
+        }
+        asked.0.truncate(cut.max(1));
+        send_to(&mut test, ALL_SERVERS, &asked.0);
+        proptest::prop_assert!(test.link.frames.len() <= 1);
+        if let Some((_, _, frame)) = test.link.frames.first() {
+            proptest::prop_assert!(frame.len() <= 14 + 1280);
+            parse(&frame[14 + 48 + 4..]);
+        }
+    }
+}
