@@ -244,6 +244,8 @@ fn ports_are_in_the_plan() {
         "192.0.2.7",
         "--reach",
         "5432:15432",
+        "--reach",
+        "auto",
     ];
     for (verb, target) in [("run", "true"), ("attach", "1")] {
         let words: Vec<&str> = [verb].iter().chain(&options).chain(&[target]).copied().collect();
@@ -258,6 +260,7 @@ fn ports_are_in_the_plan() {
         assert_eq!(ports["exposed_proxy"], "v2");
         assert_eq!(ports["from"], serde_json::json!(["192.0.2.7/32"]));
         assert_eq!(ports["reach"][0]["sandbox_port"], 15432);
+        assert_eq!(ports["reach_auto"]["tcp"], true);
     }
     let words: Vec<&str> = ["run", "--dry-run"].iter().chain(&options).copied().collect();
     let text = home.stdout(&words);
@@ -268,6 +271,7 @@ fn ports_are_in_the_plan() {
         "publish    whatever the sandbox listens at, on the host's loopback",
         "clients    192.0.2.7/32 and the host's loopback",
         "reach      tcp port 5432 of the host's loopback, at 15432 of the sandbox's",
+        "reach      whatever the host's loopback listens at, on the sandbox's",
     ] {
         assert!(text.contains(expected), "{expected}: {text}");
     }

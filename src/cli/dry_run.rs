@@ -269,6 +269,9 @@ fn add_ports(lines: &mut Lines, ports: &Ports) {
             ),
         );
     }
+    if ports.reach_auto.is_some() {
+        lines.add("reach", "whatever the host's loopback listens at, on the sandbox's");
+    }
 }
 
 /// Where a spec listens and where it leads.

@@ -3,7 +3,7 @@ use clap::Args;
 use ipnet::IpNet;
 
 use super::error::Failure;
-use crate::plan::{self, Expose, Mode, Ports, Protocol, ProxyVersion, PublishArg, PublishSpec, Reach};
+use crate::plan::{self, AutoRules, Expose, Mode, Ports, Protocol, ProxyVersion, PublishArg, PublishSpec, ReachArg};
 
 /// The options' names, as they are typed.
 pub const PORT_OPTIONS: [&str; 6] = ["publish", "publish-all", "expose", "publish-from", "proxy-protocol", "reach"];
@@ -43,11 +43,14 @@ pub struct PortsArgs {
     #[arg(long, value_name = "VERSION", value_enum)]
     proxy_protocol: Option<ProxyVersion>,
 
-    /// Open a port of the host's loopback on the sandbox's own loopback: HOSTPORT[:PORT][/udp]; may be repeated
+    /// Open a port of the host's loopback on the sandbox's own loopback: HOSTPORT[:PORT][/udp], or `auto`; may be repeated
     ///
     /// The rest of the host's loopback stays closed.
-    #[arg(long, value_name = "HOSTPORT[:PORT]", value_parser = Reach::parse)]
-    reach: Vec<Reach>,
+    ///
+    /// `auto` opens whatever listens on the host's loopback, as long as it does, under the same number; what is published,
+    /// and what the sandbox itself listens on, stays as it is.
+    #[arg(long, value_name = "HOSTPORT[:PORT]", value_parser = ReachArg::parse)]
+    reach: Vec<ReachArg>,
 }
 
 impl PortsArgs {
@@ -61,9 +64,14 @@ impl PortsArgs {
             publish_exposed: self.publish_all,
             expose: self.expose.clone(),
             from: self.publish_from.clone(),
-            reach: self.reach.clone(),
             ..Ports::default()
         };
+        for arg in &self.reach {
+            match arg {
+                ReachArg::Port(reach) => ports.reach.push(*reach),
+                ReachArg::Auto => ports.reach_auto = Some(AutoRules::default()),
+            }
+        }
         for arg in &self.publish {
             match arg {
                 PublishArg::Spec(spec) => ports.publish.push(spec.clone()),

@@ -24,7 +24,7 @@ pub use network::{
 };
 pub use ports::{
     Auto, AutoRules, BindFailure, BindManner, ClashError, Expose, Origin, PortFailure, PortRange, Ports, Protocol,
-    ProxyVersion, PublishArg, PublishSpec, Published, PublishedKey, Reach, Reached, SpecError, check_specs,
+    ProxyVersion, PublishArg, PublishSpec, Published, PublishedKey, Reach, ReachArg, Reached, SpecError, check_specs,
     parse_clients, parse_port,
 };
 pub use run::{

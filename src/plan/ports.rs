@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 mod parse;
 
-pub use parse::{PublishArg, SpecError, parse_clients, parse_port};
+pub use parse::{PublishArg, ReachArg, SpecError, parse_clients, parse_port};
 
 /// A protocol with ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

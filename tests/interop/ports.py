@@ -280,6 +280,67 @@ def reach_a_port_of_the_host(lab):
     check(out[4].startswith("127.0.0.1 ") and out[4].endswith(" text"), out)
 
 
+def gateways():
+    return [int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if b"gateway\0--fd" in read(p)]
+
+
+@case
+def both_sides_follow_each_other_and_nothing_goes_in_circles(lab):
+    shell = lab.shell("-p", "auto:all", "--reach", "auto")
+    serve, asked = " ".join(map(str, [*SERVICE, "serve"])), " ".join(map(str, [*SERVICE, "ask"]))
+    host = lab.serve([*SERVICE, "serve", "127.0.0.1", "8201"], 8201)
+    elsewhere = lab.serve([*SERVICE, "serve", HOST4, "8203"], 8203)
+    first = shell.does(f"{serve} :: 8202 >/dev/null 2>&1 & echo $!").strip()
+    inside = lambda port, address="127.0.0.1": shell.does(f"{asked} {address} {port} whoami").strip()
+
+    def hold():
+        for address in ("127.0.0.1", "::1"):
+            wait_until(lambda: "end" in inside(8201, address), f"the host's port at {address} inside", 5)
+            wait_until(lambda: "end" in ask(lab, address, 8202, "whoami"), f"the sandbox's port at {address}", 5)
+        wait_until(lambda: FAR4 in ask(lab, HOST4, 8202, "whoami", lab.far), "the sandbox's port from afar", 5)
+        wait_until(lambda: shell.does(f"{' '.join(map(str, SERVICE))} udp ::1 8201 text").strip().endswith(" text"), "UDP", 5)
+
+    hold()
+    # A client of the host's own address does not come to the loopback, so the sandbox's loopback has no such port.
+    check(inside(8203) == "refused", "a port beside the loopback")
+    # Each side looks several times: what it opened for the other stays what it is.
+    for _ in range(8):
+        time.sleep(0.25)
+        check(lab.listeners("self", 8201, False) == 1, "the host's port is published")
+        check(inside(8201).endswith("end") and ask(lab, "127.0.0.1", 8202, "whoami").endswith("end"), "a port has gone")
+    # As long as one side has a number the other's is left alone.
+    taken = shell.does(f"{serve} 127.0.0.1 8201 2>&1 | tail -n 1")
+    has(taken, "Address already in use")
+    os.kill(gateways()[0], signal.SIGKILL)
+    hold()
+    for process in (host, elsewhere):
+        process.kill()
+        process.wait()
+    wait_until(lambda: inside(8201) == "refused", "the port inside to close", 5)
+    # The number is the sandbox's now, and leads outward.
+    shell.does(f"{serve} :: 8201 >/dev/null 2>&1 &")
+    wait_until(lambda: "end" in ask(lab, "127.0.0.1", 8201, "whoami"), "the number to be the sandbox's", 5)
+    shell.does(f"kill {first}")
+    wait_until(lambda: ask(lab, "127.0.0.1", 8202, "whoami") == "refused", "the port to close", 5)
+    lab.serve([*SERVICE, "serve", "127.0.0.1", "8202"], 8202)
+    wait_until(lambda: "end" in inside(8202), "the number to be the host's", 5)
+
+
+@case
+def reach_auto_for_a_namespace_of_somebody_else(lab):
+    container = lab.container()
+    enter = ["nsenter", "-t", container.pid, "-U", "-n", "--preserve-credentials", "--"]
+    process, log = lab.attach(container, "--reach", "auto")
+    service = lab.serve([*SERVICE, "serve", "127.0.0.1", "8204"], 8204)
+    asked = lambda: lab.run([*enter, *SERVICE, "ask", "127.0.0.1", "8204", "whoami"])[0]
+    wait_until(lambda: "end" in asked(), "the host's port inside", 5)
+    service.kill()
+    service.wait()
+    wait_until(lambda: "refused" in asked(), "the port to close", 5)
+    container.kill()
+    check(process.wait(timeout=LIMIT) == 0, f"attach ended with {process.returncode}: {log.read_text()}")
+
+
 @case
 def a_gateway_that_is_killed(lab):
     box = Box(lab, "-p", "8095:80", "--name", "mortal")
@@ -290,7 +351,7 @@ def a_gateway_that_is_killed(lab):
     for client in clients:
         check(client.stdout.readline() == "held\n", "held")
     time.sleep(2.1)
-    gateway = [int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if b"gateway\0--fd" in read(p)]
+    gateway = gateways()
     check(len(gateway) == 1, f"gateways: {gateway}")
     os.kill(gateway[0], signal.SIGKILL)
     for client in clients:

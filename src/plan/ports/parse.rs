@@ -169,6 +169,25 @@ impl Reach {
     }
 }
 
+/// What was said with `--reach`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReachArg {
+    /// A port.
+    Port(Reach),
+    /// `auto`: whatever the host listens on.
+    Auto,
+}
+
+impl ReachArg {
+    /// Reads a value of `--reach`.
+    pub fn parse(text: &str) -> Result<ReachArg, SpecError> {
+        match text {
+            "auto" => Ok(ReachArg::Auto),
+            _ => Reach::parse(text).map(ReachArg::Port),
+        }
+    }
+}
+
 impl fmt::Display for Reach {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.host_port)?;
@@ -565,6 +584,9 @@ mod tests {
         assert_eq!(Reach::parse("5432").unwrap(), reach(5432, 5432, Protocol::Tcp));
         assert_eq!(Reach::parse("5432:15432").unwrap(), reach(5432, 15432, Protocol::Tcp));
         assert_eq!(Reach::parse("53:5353/udp").unwrap(), reach(53, 5353, Protocol::Udp));
+        assert_eq!(ReachArg::parse("auto").unwrap(), ReachArg::Auto);
+        assert_eq!(ReachArg::parse("53").unwrap(), ReachArg::Port(reach(53, 53, Protocol::Tcp)));
+        assert!(ReachArg::parse("auto:all").unwrap_err().to_string().contains("'auto' is not a port number"));
         let error = Reach::parse("127.0.0.1:53:53").unwrap_err().to_string();
         assert!(error.contains("too many parts") && error.ends_with("\n                ^^^"), "{error}");
         assert_eq!(parse_port("80/udp").unwrap(), (80, Protocol::Udp));
