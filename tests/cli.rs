@@ -112,6 +112,11 @@ fn a_command_line_that_makes_no_sense_is_one_line_and_2() {
         ),
         (&["run", "--net", "a", "--subnet6", "fd01::/64"], "network create --subnet`"),
         (&["run", "--net", "a", "--outbound-interface", "eth0"], "as a whole, and `a` is shared: take '--net private'"),
+        (&["run", "--net", "a", "--pcap", "a.pcap"], "'--pcap' belongs to a network as a whole"),
+        (&["attach", "--net", "a", "--pcap", "a.pcap", "1"], "'--pcap' belongs to a network as a whole"),
+        (&["run", "--net", "none", "--pcap", "a.pcap"], "'--pcap' has no effect with '--net none'"),
+        (&["run", "--net", "a", "--link-kind", "none"], "leaves out the interface"),
+        (&["attach", "--net", "a", "--link-kind", "none", "1"], "leaves out the interface"),
         (&["run", "--net", "a", "--network-alias", "localhost"], "what each sandbox calls itself"),
         (&["run", "--net", "a", "--link", "web:LocalHost"], "what each sandbox calls itself"),
         (&["run", "--net", "a", "--default-net", "b"], "not on: add '--net b'"),
@@ -438,6 +443,19 @@ fn options_after_the_command_are_the_commands() {
 fn the_plan_for_people_names_the_addresses() {
     let text = Home::new().stdout(&["attach", "--dry-run", "--udp-timeout", "90s", "1"]);
     for expected in ["process 1", "10.0.2.100", "fd00::100", "tap0", "host.tapline.internal is 10.0.2.2", "RFC 4787"] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+}
+
+#[test]
+fn the_file_says_where_frames_are_captured_and_that_there_is_no_interface_for_private_networks_only() {
+    let home = Home::with_config("pcap = \"/tmp/a.pcap\"\nlink-kind = \"none\"\n");
+    let plan = home.plan(&["run", "--net", "private", "true"]);
+    assert_eq!((&plan["pcap"], &plan["interface"]["link"]), (&"/tmp/a.pcap".into(), &"none".into()));
+    let plan = home.plan(&["run", "--net", "a", "true"]);
+    assert_eq!((&plan["pcap"], &plan["interface"]["link"]), (&serde_json::Value::Null, &"auto".into()));
+    let text = home.stdout(&["attach", "--dry-run", "1"]);
+    for expected in ["every frame to /tmp/a.pcap", "no interface but lo"] {
         assert!(text.contains(expected), "{expected}: {text}");
     }
 }

@@ -72,7 +72,9 @@ pub struct AttachArgs {
 impl AttachArgs {
     /// Refuses what was typed and would have no effect.
     pub fn check_effects(&self, typed: &ArgMatches) -> Result<(), Failure> {
-        self.nets.check_effects(typed).map_err(|text| Failure::Usage("attach", text))
+        self.nets.check_effects(typed).map_err(|text| Failure::Usage("attach", text))?;
+        let mode = self.nets.as_for_run().mode();
+        self.network.check_effects(mode, typed).map_err(|text| Failure::Usage("attach", text))
     }
 
     fn plan(&self) -> Result<(plan::Attach, Vec<String>), Failure> {
@@ -102,7 +104,7 @@ impl AttachArgs {
         shared.warnings.extend(warnings);
         let plan = plan::Attach {
             ports,
-            pcap: None,
+            pcap: network.pcap(mode),
             id: shared.id,
             name: shared.name,
             target,

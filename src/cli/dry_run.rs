@@ -1,6 +1,7 @@
 //! `--dry-run`: the plan, for people or for programs.
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::path::Path;
 
 use clap::ValueEnum;
 
@@ -82,6 +83,7 @@ pub fn run(plan: &Run, warnings: &[String], format: Format) -> anyhow::Result<St
         }
         Mode::Private => {
             add_network(&mut lines, &plan.network, plan.names.search.as_deref(), &plan.interface);
+            add_capture(&mut lines, plan.pcap.as_deref());
             if !plan.names.options.is_empty() {
                 lines.add("resolver", format_args!("options {}", plan.names.options.join(" ")));
             }
@@ -122,6 +124,7 @@ pub fn attach(plan: &Attach, warnings: &[String], format: Format) -> anyhow::Res
         add_shared(&mut lines, joins, default_net.as_deref(), interface.link, *access, names);
     } else {
         add_network(&mut lines, &plan.network, plan.names.search.as_deref(), &plan.interface);
+        add_capture(&mut lines, plan.pcap.as_deref());
     }
     add_ports(&mut lines, &plan.ports);
     add_publish_on(&mut lines, plan.publish_on.as_deref());
@@ -211,6 +214,12 @@ fn add_resolver(lines: &mut Lines, dns: bool, servers: &[IpAddr], search: Option
         None => lines.add("search", "the host's domains"),
         Some([]) => lines.add("search", "none"),
         Some(domains) => lines.add("search", domains.join(" ")),
+    }
+}
+
+fn add_capture(lines: &mut Lines, pcap: Option<&Path>) {
+    if let Some(path) = pcap {
+        lines.add("capture", format_args!("every frame to {}", path.display()));
     }
 }
 

@@ -309,7 +309,7 @@ pub fn may_be_id(word: &str) -> bool {
 const OF_SHARED_NETWORKS: [&str; 6] = ["ip", "ip6", "network-alias", "default-net", "on", "link"];
 
 /// What belongs to a network as a whole, and how `tapline network create` is told, where it can be.
-const OF_THE_WHOLE_NETWORK: [(&str, Option<&str>); 8] = [
+const OF_THE_WHOLE_NETWORK: [(&str, Option<&str>); 9] = [
     ("mtu", Some("--mtu")),
     ("subnet", Some("--subnet")),
     ("subnet6", Some("--subnet")),
@@ -318,6 +318,7 @@ const OF_THE_WHOLE_NETWORK: [(&str, Option<&str>); 8] = [
     ("outbound-addr", None),
     ("outbound-interface", None),
     ("udp-timeout", None),
+    ("pcap", None),
 ];
 
 impl NetsArgs {

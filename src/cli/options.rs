@@ -1,6 +1,7 @@
 //! The options that `run` and `attach` share, and what they mean together.
 use std::ffi::OsStr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::ValueRange;
@@ -11,8 +12,8 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use super::error::Failure;
 use super::values::LogFormat;
 use crate::plan::{
-    HostTarget, Interface, Ipv4Layout, Ipv6Layout, LinkChoice, Logging, MacAddr, Names, Network, Outbound, PRIVATE,
-    subnet, words,
+    HostTarget, Interface, Ipv4Layout, Ipv6Layout, LinkChoice, Logging, MacAddr, Mode, Names, Network, Outbound,
+    PRIVATE, subnet, words,
 };
 
 /// Names that lead to the gateway's address, and so to the host.
@@ -122,6 +123,14 @@ pub struct NetworkArgs {
     #[arg(long, value_name = "KIND", value_enum, default_value_t = LinkChoice::Auto)]
     link_kind: LinkChoice,
 
+    /// Write every frame to this file, as tcpdump and Wireshark read it; for `--net private`
+    ///
+    /// In both directions, as they travel between the sandbox and its gateway: up to 64 KiB long, some without their
+    /// checksum. The file is emptied first. What goes past the interface is no frame: published ports for clients on the
+    /// host's loopback, and --reach.
+    #[arg(long, value_name = "FILE")]
+    pcap: Option<PathBuf>,
+
     /// Source address of connections to the outside; once for IPv4, once for IPv6
     #[arg(long, value_name = "IP", value_parser = words::parse_address)]
     outbound_addr: Vec<IpAddr>,
@@ -136,6 +145,30 @@ pub struct NetworkArgs {
     /// seconds.
     #[arg(long, value_name = "TIME", value_parser = words::parse_timeout)]
     udp_timeout: Option<Duration>,
+}
+
+impl NetworkArgs {
+    /// Refuses what was typed and cannot be on a shared network.
+    pub fn check_effects(&self, mode: Mode, typed: &ArgMatches) -> Result<(), String> {
+        if mode == Mode::Bridge && self.link_kind == LinkChoice::None && is_given(typed, "link-kind") {
+            return Err(
+                "'--link-kind none' leaves out the interface that a shared network is joined by: take another \
+                        kind, or '--net private'"
+                    .into(),
+            );
+        }
+        Ok(())
+    }
+
+    /// Where frames are written down. What a file says is for other networks, where there can be no capture.
+    pub fn pcap(&self, mode: Mode) -> Option<PathBuf> {
+        self.pcap.clone().filter(|_| mode == Mode::Private)
+    }
+
+    /// How the sandbox is joined to its gateway; likewise.
+    fn link(&self, own_network: bool) -> LinkChoice {
+        if self.link_kind == LinkChoice::None && !own_network { LinkChoice::Auto } else { self.link_kind }
+    }
 }
 
 /// What may be reached on the host and beside it.
@@ -287,7 +320,7 @@ pub fn resolve(
     };
     let ifname = network.ifname.clone().unwrap_or_else(|| DEFAULT_IFNAME.to_owned());
     let interface =
-        Interface { name: ifname, mac, link: network.link_kind, configure: true, extras: Default::default() };
+        Interface { name: ifname, mac, link: network.link(own_network), configure: true, extras: Default::default() };
     Ok(Resolved { id, name, network: resolved_network, interface, names: resolved_names, warnings })
 }
 

@@ -65,7 +65,7 @@ pub struct RunArgs {
 }
 
 /// What has no effect without a network that is the sandbox's.
-const OF_THE_NETWORK: [&str; 13] = [
+const OF_THE_NETWORK: [&str; 14] = [
     "mtu",
     "subnet",
     "subnet6",
@@ -74,6 +74,7 @@ const OF_THE_NETWORK: [&str; 13] = [
     "mac",
     "ifname",
     "link-kind",
+    "pcap",
     "outbound-addr",
     "outbound-interface",
     "udp-timeout",
@@ -86,6 +87,7 @@ impl RunArgs {
     /// may stand, for other calls.
     pub fn check_effects(&self, typed: &ArgMatches) -> Result<(), Failure> {
         self.nets.check_effects(typed).map_err(|text| Failure::Usage("run", text))?;
+        self.network.check_effects(self.nets.mode(), typed).map_err(|text| Failure::Usage("run", text))?;
         let others: &[&str] = match self.nets.mode() {
             Mode::Private | Mode::Bridge => return Ok(()),
             // resolv.conf is written when there is a resolver to write.
@@ -159,7 +161,7 @@ impl RunArgs {
             map_user: self.map_user,
             ports,
             locked: self.locked,
-            pcap: None,
+            pcap: network.pcap(mode),
             logging: self.logging.resolve(),
             surroundings: plan::Surroundings::default(),
             command,
