@@ -195,6 +195,11 @@ fn check_named(seats: &[Seat], about: &About) -> Result<(), SandboxError> {
 
 /// The place on a network that a sandbox has for itself, and how its interface is made.
 fn private(id: &str, name: &str, names: &Names, interface: &plan::Interface, network: &Network) -> (Seat, Order) {
+    let mut network = network.clone();
+    if interface.link == LinkChoice::None {
+        // Nobody has an address there, the resolver included.
+        (network.v4, network.v6) = (None, None);
+    }
     let endpoint = Endpoint {
         id: id.to_owned(),
         name: name.to_owned(),
@@ -206,7 +211,7 @@ fn private(id: &str, name: &str, names: &Names, interface: &plan::Interface, net
         dns_servers: if network.behaviour.mapping.is_some() { names.servers.clone() } else { Vec::new() },
         ..Endpoint::default()
     };
-    let seat = Seat { endpoint, network: network.clone(), default_route: true };
+    let seat = Seat { endpoint, network, default_route: true };
     let plan::Interface { name, link, configure, extras, .. } = interface;
     let order = uplink::order_with(&seat, Some(name.clone()), *link, *configure, extras);
     (seat, order)
