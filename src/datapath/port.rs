@@ -51,7 +51,7 @@ use crate::gateway::link::{Gso, Offload};
 use crate::plan::LinkKind;
 use crate::sys::io::{read, write};
 use crate::sys::packet::{PacketError, PacketRing};
-use crate::sys::tun::{Offloads, Tap, TapError};
+use crate::sys::tun::{self, Offloads, Tap, TapError};
 use crate::sys::vnet::{self, VNET_HEADER, VnetHeader};
 
 /// Largest frame in bytes: 65,535 bytes of IP behind an Ethernet header with two VLAN tags.
@@ -229,6 +229,16 @@ impl Receiver {
                     Ok(Some(Received { offload, bytes: frame.with_header }))
                 }
             },
+        }
+    }
+}
+
+impl Receiver {
+    /// Nobody here will read from it again. A TAP may stay for others, who need not know of offloads.
+    pub fn leave(self) {
+        if let Receiver::Tap(fd) = self {
+            // One whose interface is gone needs nothing.
+            let _ = tun::leave(&fd);
         }
     }
 }

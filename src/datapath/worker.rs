@@ -604,7 +604,7 @@ impl Worker {
             }
         }
         self.publishing.remove(PortId(key as u32));
-        let Port { endpoint, raw, .. } = self.ports.remove(key);
+        let Port { endpoint, raw, receiver, .. } = self.ports.remove(key);
         if self.by_id.get(&endpoint.id) == Some(&key) {
             self.by_id.remove(&endpoint.id);
         }
@@ -612,6 +612,7 @@ impl Worker {
         if let Some(raw) = raw {
             let _ = self.poll.registry().deregister(&mut SourceFd(&raw));
         }
+        receiver.leave();
         self.links.remove(PortId(key as u32));
         self.ready_ports.retain(|&k| k != key);
     }

@@ -65,6 +65,9 @@ pub enum LinkError {
     /// No TAP, and nothing else was allowed or could help.
     #[error("{0}{hint}", hint = if .0.is_unavailable() { "; use --link-kind packet, which needs no device" } else { "" })]
     Tap(#[from] TapError),
+    /// An interface of that name is there, and nothing by which a TAP could be used.
+    #[error("cannot use the interface {0} that is there already: {1}")]
+    NotJoined(String, #[source] TapError),
     /// No second namespace.
     #[error("cannot make a second network namespace for the packet socket: {0}; see user.max_net_namespaces")]
     Namespace(#[source] io::Error),
@@ -191,7 +194,11 @@ pub fn join_tap(ifname: &str) -> Result<Option<MadeLink>, LinkError> {
         Err(error) if error.errno() == Some(libc::ENODEV) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let fd = Tap::join(ifname)?.into_fd();
+    let joined = Tap::join(ifname).map_err(|error| match error {
+        error if error.is_unavailable() => LinkError::NotJoined(ifname.to_owned(), error),
+        error => error.into(),
+    });
+    let fd = joined?.into_fd();
     let mac = tun::ethernet_address(&fd).ok().or(link.mac).map(MacAddr);
     Ok(Some(MadeLink { kind: LinkKind::Tap, fd: Some(fd), mac, stays: true, notice: None }))
 }
