@@ -116,7 +116,7 @@ pub struct Address {
     pub deprecated: bool,
 }
 
-/// A unicast route of the main table.
+/// A unicast route of the main table. Of several next hops it has the one with the most weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     /// Destination; the unspecified address with prefix length 0 for a default route.
@@ -125,7 +125,7 @@ pub struct Route {
     pub prefix: u8,
     /// Next hop, where it is not on the link itself.
     pub gateway: Option<IpAddr>,
-    /// Outgoing interface; `None` for a route with several next hops.
+    /// Outgoing interface.
     pub index: Option<u32>,
     /// Source address that is preferred for it.
     pub preferred_source: Option<IpAddr>,
@@ -679,6 +679,16 @@ fn read_route(message: &RouteMessage) -> Option<Route> {
             RouteAttribute::Oif(index) => route.index = Some(*index),
             RouteAttribute::Priority(priority) => route.priority = *priority,
             RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::MultiPath(hops) => {
+                let heaviest = hops.iter().reduce(|best, hop| if hop.hops > best.hops { hop } else { best });
+                if let Some(hop) = heaviest {
+                    route.index = Some(hop.interface_index);
+                    route.gateway = hop.attributes.iter().find_map(|attribute| match attribute {
+                        RouteAttribute::Gateway(to) => ip_of(to),
+                        _ => None,
+                    });
+                }
+            }
             _ => {}
         }
     }
@@ -803,6 +813,24 @@ mod tests {
             }
             Ok(())
         });
+    }
+
+    #[test]
+    fn of_several_next_hops_the_heaviest_counts() {
+        let hop = |index, weight, gateway: [u8; 4]| {
+            let mut hop = netlink_packet_route::route::RouteNextHop::default();
+            (hop.interface_index, hop.hops) = (index, weight);
+            hop.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway.into())));
+            hop
+        };
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.kind = RouteType::Unicast;
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        let hops = vec![hop(2, 0, [192, 0, 2, 1]), hop(3, 4, [192, 0, 2, 2]), hop(4, 4, [192, 0, 2, 3])];
+        message.attributes.push(RouteAttribute::MultiPath(hops));
+        let route = read_route(&message).unwrap();
+        assert_eq!((route.index, route.gateway), (Some(3), Some([192, 0, 2, 2].into())));
     }
 
     #[test]

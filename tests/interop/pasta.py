@@ -353,6 +353,18 @@ def pasta_in_local_mode(lab):
     has(rest, "default via 172.31.1.1 dev d0", "172.31.1.1 dev d0 proto static scope link", "default via fe80::1 dev d0")
 
 
+@case
+def pasta_where_the_default_route_has_several_hops(lab):
+    lab.run(["sh", "-c", "ip route del default via 10.9.1.1 && ip route add default nexthop via 10.9.1.1 dev h0 weight 1 nexthop via 10.9.4.1 dev h1 weight 5"])
+    try:
+        out = inside(lab, "ip -json address; echo; ip route", "-4")
+    finally:
+        lab.run(["sh", "-c", "ip route del default; ip route add default via 10.9.1.1 dev h0; ip route show default | grep -q 'metric 900' || ip route add default via 10.9.4.1 dev h1 metric 900"])
+    first, _, routes = out.partition("\n\n")
+    check(addresses(first)["h1"] == [f"{SECOND4}/24"], first)
+    has(routes, "default via 10.9.4.1 dev h1")
+
+
 # Where addresses lead
 
 
