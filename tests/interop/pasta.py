@@ -147,6 +147,13 @@ def addresses(text):
     }
 
 
+def link_local(lab, device, ns=None):
+    links = json.loads(lab.run(["ip", "-json", "-6", "address", "show", "dev", device], ns)[0])
+    all = [a["local"] for link in links for a in link.get("addr_info", []) if a.get("local", "").startswith("fe80")]
+    check(all, f"{device} has no link-local address")
+    return all[0]
+
+
 # The three forms
 
 
@@ -446,9 +453,11 @@ def pasta_dns_forward(lab):
     check(inside(lab, script, "--dns-forward", FORWARD4, "--dns-host", SECOND4) == "192.0.2.111\n", "--dns-host")
     # The host's resolver is on its loopback: the gateway's address is it.
     check(inside(lab, f"dig +short @{ROUTER4} far.lab.test; dig +tcp +short @{ROUTER4} far.lab.test") == f"{FAR4}\n{FAR4}\n", "the gateway")
-    # Port 853, over TCP.
+    # Port 853, TCP and UDP.
     lab.serve([*SERVICE, "serve", "127.0.0.1", "853"], 853)
-    has(inside(lab, f"{shlex.join(map(str, SERVICE))} ask {FORWARD4} 853 whoami", "--dns-forward", FORWARD4), "127.0.0.1")
+    talk = shlex.join(map(str, SERVICE))
+    out = inside(lab, f"{talk} ask {FORWARD4} 853 whoami; {talk} udp {FORWARD4} 853 x", "--dns-forward", FORWARD4)
+    has(out, "127.0.0.1", " end", " x")
 
 
 LEASE = """#!/bin/sh
@@ -492,6 +501,58 @@ def pasta_announces_by_router_advertisement(lab):
         check("default" not in out, f"{option}: {out}")
 
 
+DHCPV6 = r'''
+import socket, struct, sys
+def option(code, data): return struct.pack("!HH", code, len(data)) + data
+def options(data):
+    found = {}
+    while data:
+        code, length = struct.unpack("!HH", data[:4])
+        found.setdefault(code, data[4:4 + length])
+        data = data[4 + length:]
+    return found
+sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+sock.bind(("::", 546))
+sock.settimeout(3)
+link = socket.if_nametoindex("h0")
+client = option(1, b"\0\3\0\1\2\0\0\0\0\1")
+ia = option(3, struct.pack("!III", 1, 0, 0))
+wanted = option(6, struct.pack("!HHH", 23, 24, 39))
+def ask(kind, *parts):
+    sock.sendto(bytes([kind]) + b"abc" + b"".join(parts), ("ff02::1:2", 547, 0, link))
+    answer = sock.recv(4096)
+    return answer[0], options(answer[4:])
+try:
+    kind, got = ask(1, client, ia, wanted, option(8, b"\0\0"))
+    print("advertise" if kind == 2 else kind)
+    kind, got = ask(3, client, option(2, got[2]), ia, wanted, option(8, b"\0\0"))
+    print("reply" if kind == 7 else kind, socket.inet_ntop(socket.AF_INET6, options(got[3][12:])[5][:16]))
+    servers = got.get(23, b"")
+    print("dns", *(socket.inet_ntop(socket.AF_INET6, servers[i:i + 16]) for i in range(0, len(servers), 16)))
+    print("search", got.get(24, b"").hex())
+except TimeoutError:
+    print("no answer")
+'''
+
+
+@case
+def pasta_announces_by_dhcpv6(lab):
+    script = lab.scratch / "dhcpv6.py"
+    script.write_text(DHCPV6)
+
+    def lease6(*options):
+        wait = "for i in $(seq 50); do ip -6 address show dev h0 | grep -q 'fe80.*link *$' && break; sleep 0.1; done"
+        command = f"echo 0 >/proc/sys/net/ipv6/conf/h0/accept_dad; ip link set h0 up; {wait}; sleep 0.2; {sys.executable} {script}"
+        return run(lab, *QUIET, *options, "--", "sh", "-c", command)[0]
+
+    got = lease6()
+    check(any(f"reply {own}\n" in got for own in (HOST6, OTHER6)), got)
+    has(got, "advertise", "dns\n", "search \n")
+    got = lease6("-a", "2001:db8::7", "--dhcp-dns", "-D", "2001:db8::53", "--dhcp-search", "-S", "a.example")
+    has(got, "reply 2001:db8::7\n", "dns 2001:db8::53\n", "search 0161076578616d706c6500")
+    check(lease6("--no-dhcpv6") == "no answer\n", "--no-dhcpv6")
+
+
 # Switches
 
 
@@ -513,7 +574,7 @@ def pasta_captures_frames(lab):
     pings(lab)
     path = lab.scratch / "capture.pcap"
     inside(lab, f"ping -n -c 1 -W 5 {FAR4}", "-p", str(path))
-    out, _ = lab.run(["tcpdump", "-n", "-r", path])
+    out, _ = lab.run([*lab.as_user(), "tcpdump", "-n", "-r", path])
     has(out, f"{HOST4} > {FAR4}: ICMP echo request", f"{FAR4} > {HOST4}: ICMP echo reply")
 
 
@@ -697,6 +758,36 @@ def pasta_ports_from_loopback_clients(lab):
     said = restart("0.0.0.0", "--no-splice", "--map-host-loopback", "192.0.2.99")
     check(said[0] == "192.0.2.99", said)
     podman.remove(path)
+
+
+@case
+def pasta_clients_that_the_sandbox_could_not_answer(lab):
+    # Who calls from an address that the sandbox has, too.
+    podman = Podman(lab)
+    common = ["-t", "8131:80", "-u", "8131:80", "-T", "none", "-U", "none"]
+    for words, four, six in (
+        ([], ROUTER4, ROUTER6),
+        (["--map-host-loopback", "192.0.2.99", "--map-host-loopback", "2001:db8::99"], "192.0.2.99", "2001:db8::99"),
+        (["--map-guest-addr", GUEST4, "--map-guest-addr", GUEST6], GUEST4, GUEST6),
+        (["--no-map-gw"], ROUTER4, None),
+    ):
+        path = podman.make()
+        deadline = time.monotonic() + 10
+        while podman.setup(path, "--quiet", *common, *words)[0]:
+            check(time.monotonic() < deadline, "the port is not free")
+        podman.serve(path, "::", "80")
+        for address, shown in ((HOST4, four), (HOST6, six)):
+            for said in (ask(lab, address, 8131, "whoami"), udp(lab, address, 8131, "x")[0]):
+                client = said.replace("::ffff:", "").split()[0]
+                # Without anything that is mapped, our own link-local address.
+                fits = client == shown or (shown is None and client.startswith("fe80:"))
+                check(fits, f"{words} at {address}: {said}")
+        # Another machine keeps its address, and so does one that is known on the link alone.
+        check(ask(lab, HOST4, 8131, "whoami", lab.far).replace("::ffff:", "").startswith(FAR4), "another machine")
+        host, router = link_local(lab, "h0"), link_local(lab, "r1a", lab.r1)
+        said = ask(lab, f"{host}%r1a", 8131, "whoami", lab.r1)
+        check(said.startswith(router), f"{words}: a link-local client {router}: {said}")
+        podman.remove(path)
 
 
 @case
