@@ -30,7 +30,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::prctl::set_dumpable;
-use nix::unistd::{Pid, getpid, setsid};
+use nix::unistd::{Pid, chdir, getpid, setsid};
 
 use super::SandboxError;
 use super::agent::{follow, send_links};
@@ -48,7 +48,7 @@ use crate::confine;
 use crate::control::state::{SandboxState, StateDir};
 use crate::control::wire;
 use crate::host::watch::HostWatch;
-use crate::plan::{self, LinkKind, MacAddr, PortFailure, Ports, PublishSpec, Reached, Target};
+use crate::plan::{self, LinkKind, MacAddr, PortFailure, Ports, PublishSpec, Reached, Target, Userns};
 use crate::sys::proc::{self, Forked};
 use crate::sys::{caps, scm, tun};
 
@@ -70,7 +70,7 @@ pub enum Ended {
 ///
 /// # Errors
 /// When the target cannot be served; no interface is left behind.
-pub fn attach(plan: plan::Attach) -> Result<Ended, SandboxError> {
+pub fn attach(mut plan: plan::Attach) -> Result<Ended, SandboxError> {
     // First of all, before a descriptor of ours could get one of these numbers.
     let adopt = |number: Option<i32>| number.map(proc::adopt_fd).transpose();
     let ready = adopt(plan.ready_fd).map_err(SandboxError::io("use the descriptor of --ready-fd"))?;
@@ -82,6 +82,7 @@ pub fn attach(plan: plan::Attach) -> Result<Ended, SandboxError> {
     if !plan.detach {
         return Service::start(&plan, ready, exit, tap, None)?.serve();
     }
+    make_paths_absolute(&mut plan);
     let (mut report, told) = std::io::pipe().map_err(SandboxError::io("make a pipe"))?;
     match proc::fork().map_err(SandboxError::io("go to the background"))? {
         Forked::Parent(_) => {
@@ -109,6 +110,21 @@ pub fn attach(plan: plan::Attach) -> Result<Ended, SandboxError> {
                     proc::exit_now(125);
                 }
             }
+        }
+    }
+}
+
+/// What goes on in the background keeps no directory busy, so it must not depend on one.
+fn make_paths_absolute(plan: &mut plan::Attach) {
+    let (netns, userns) = match &mut plan.target {
+        Target::Path { netns, userns: Userns::Given(path) | Userns::GivenOrStay(path) } => (Some(netns), Some(path)),
+        Target::Path { netns, userns: Userns::Owner | Userns::Stay } => (Some(netns), None),
+        Target::Pid(_) | Target::Tap(_) => (None, None),
+    };
+    for path in netns.into_iter().chain(userns).chain(&mut plan.pid_file) {
+        // It fails only for an empty path, or where there is no current directory.
+        if let Ok(absolute) = std::path::absolute(&*path) {
+            *path = absolute;
         }
     }
 }
@@ -523,6 +539,7 @@ impl Waiting {
             // Before the parent goes: its caller may read what it has inherited to the end, and look at this process.
             proc::null_stdio(&[0, 1, 2]).map_err(SandboxError::io("open /dev/null"))?;
             proc::close_inherited_fds(&[]).map_err(SandboxError::io("read /proc/self/fd"))?;
+            let _ = chdir("/");
             // A parent that was killed meanwhile need not know.
             let _ = parent.write_all(READY.as_bytes());
         }

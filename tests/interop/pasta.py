@@ -632,6 +632,7 @@ def pasta_under_podman(lab):
         check(os.readlink(f"/proc/{pid}/fd/{fd}") == "/dev/null", f"descriptor {fd}: {os.readlink(f'/proc/{pid}/fd/{fd}')}")
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
     check(fields[3] == str(pid), f"its session is {fields[3]}")
+    check(os.readlink(f"/proc/{pid}/cwd") == "/", "it keeps a directory busy")
     # What Podman reads in the namespace.
     check(addresses(podman.within(path, "ip -json address"))["h0"][0] == f"{HOST4}/24", "the first address")
     check(podman.within(path, f"dig +short @{FORWARD4} far.lab.test") == f"{FAR4}\n", "the nameserver")
