@@ -20,7 +20,13 @@ bwrap --unshare-user --unshare-net --die-with-parent --info-fd 3 --block-fd 4 \
     -- "$@" 3> "$work/info" 4<> "$work/go" &
 sandbox=$!
 
-pid=$(sed -n 's/.*"child-pid": *\([0-9]*\).*/\1/p;T;q' "$work/info")
+# To its end, or bwrap would find nobody to write to.
+pid=$(sed -n 's/.*"child-pid": *\([0-9]*\).*/\1/p' "$work/info")
+# bwrap sets up lo first, and then who the user is: before that it is too early for others.
+until grep -q . "/proc/$pid/gid_map" 2>/dev/null; do
+    kill -0 "$sandbox" 2>/dev/null || exit 1
+    sleep 0.05
+done
 "${TAPLINE:-tapline}" attach --detach "$pid" || {
     kill "$sandbox"
     exit 1
