@@ -31,6 +31,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use ipnet::IpNet;
+use nix::sys::resource::{Resource, getrlimit};
 use serde::Serialize;
 
 use crate::control::messages::{MAX_MESSAGE, ToGateway};
@@ -45,6 +46,9 @@ use follow::{Follow, Rule, Wish};
 mod follow;
 
 pub(super) use follow::MOST_FOLLOWED;
+
+/// Descriptors that a supervisor and a gateway have for other things than ports, about.
+const OTHER_DESCRIPTORS: u64 = 64;
 
 /// Room in a message for what is around its list, in bytes.
 const ENVELOPE: usize = 256;
@@ -190,6 +194,7 @@ impl PortKeeper {
         if !specs.is_empty() || !ports.reach.is_empty() {
             raise_limit();
         }
+        check_limit(2 * ports.reach.len())?;
         let specs: Vec<&PublishSpec> = specs.iter().map(AsRef::as_ref).collect();
         let bound = bind_all(&specs, &self.sandbox, &self.from, Origin::Option)?;
         self.hold(bound, None);
@@ -626,6 +631,23 @@ fn raise_limit() {
     if let Err(error) = proc::raise_descriptor_limit() {
         tracing::debug!("the limit of descriptors stays as it is: {error}");
     }
+}
+
+/// Refuses more listeners inside than this process, and the gateway, can have descriptors for.
+fn check_limit(listeners: usize) -> Result<(), PortFailure> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((u64::MAX, u64::MAX));
+    if listeners as u64 + OTHER_DESCRIPTORS <= soft || listeners == 0 {
+        return Ok(());
+    }
+    Err(too_many_listeners(listeners, hard))
+}
+
+/// Listeners inside have been lost, because this process has no room for their descriptors.
+pub(super) fn too_many_listeners(listeners: usize, limit: u64) -> PortFailure {
+    let text = format!(
+        "ports of the host cannot be reached: they take {listeners} descriptors, and this process may have {limit} in all (ulimit -Hn): reach fewer, or raise the limit"
+    );
+    PortFailure::new("exhausted", text)
 }
 
 #[cfg(test)]

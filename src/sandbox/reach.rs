@@ -139,7 +139,7 @@ impl Reacher {
     fn goals(&self, found: &BTreeSet<Inner>, taken: &BTreeSet<Inner>) -> BTreeMap<Inner, Reach> {
         let mut goals = BTreeMap::new();
         if let Some(rules) = &self.rules {
-            let follows = |(protocol, port): &Inner| rules.follows(*protocol, *port);
+            let follows = |inner: &Inner| rules.follows(inner.0, inner.1) && !taken.contains(inner);
             let mut ports: BTreeSet<Inner> = found.iter().copied().filter(follows).collect();
             if rules.udp_as_tcp {
                 let beside = ports.iter().filter(|(protocol, _)| *protocol == Protocol::Tcp);
@@ -300,6 +300,9 @@ mod tests {
         assert_eq!(follow(&mut with, &found, &[(TCP, 5431)]).open, [same(TCP, 80), same(TCP, 5432), following]);
         let mut with = reacher(Ports { reach_auto: Some(rules), ..Ports::default() });
         assert_eq!(follow(&mut with, &found[..3], &[]).open, [same(TCP, 80), same(UDP, 53), same(UDP, 80)]);
+        // With what is not reached nothing comes.
+        let mut with = reacher(Ports { reach_auto: with.rules.clone(), ..Ports::default() });
+        assert_eq!(follow(&mut with, &found[..3], &[(TCP, 80)]).open, [same(UDP, 53)]);
         assert_eq!(reacher(Ports::default()).next(), None);
     }
 

@@ -45,13 +45,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use nix::sys::resource::{Resource, getrlimit};
 
 use super::SandboxError;
 use super::callers::Callers;
 use super::etc::{self, Linked, OwnFiles};
 use super::message::{FromAgent, ToAgent};
 use super::order::Order;
-use super::ports::{Inner, PortKeeper, Settled, reach_batches};
+use super::ports::{Inner, PortKeeper, Settled, reach_batches, too_many_listeners};
 use super::reach::{Changes, Reacher};
 use super::seats::{self, About};
 use super::uplink::{self, Fate, KeptLink, Uplink};
@@ -417,7 +418,7 @@ impl Uplinks {
     pub(super) fn hear_agent(&mut self, message: FromAgent, mut fds: Vec<OwnedFd>) -> Result<(), SandboxError> {
         match message {
             FromAgent::Notice { text } => tracing::warn!("{text}"),
-            FromAgent::Reached { reached } => self.keep_reached(reached.into_iter().zip(fds))?,
+            FromAgent::Reached { reached } => self.keep_reached(reached, fds)?,
             FromAgent::Listeners { tcp, udp } => self.follow(tcp, udp),
             FromAgent::Link { order, name, kind, mac, stays, notice } => {
                 if let Some(notice) = notice {
@@ -528,9 +529,20 @@ impl Uplinks {
     }
 
     /// Listeners inside have come from the agent: those of the command line, or what it was told to open.
-    fn keep_reached(&mut self, come: impl Iterator<Item = (Reached, OwnedFd)>) -> Result<(), SandboxError> {
+    fn keep_reached(&mut self, reached: Vec<Reached>, fds: Vec<OwnedFd>) -> Result<(), SandboxError> {
         // Those of the command line are handed over with the link.
         let has_started = self.has_started;
+        if reached.len() != fds.len() {
+            let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(_, hard)| hard);
+            let failure = too_many_listeners(self.reached.len() + reached.len(), limit);
+            if !has_started {
+                return Err(failure.into());
+            }
+            // Those of the agent are tried again.
+            tracing::warn!("{failure}");
+            return Ok(());
+        }
+        let come = reached.into_iter().zip(fds);
         let come: Vec<_> = come.filter(|(reached, _)| !has_started || self.reacher.handle_opened(reached)).collect();
         if let Some(main) = self.main_uplink().filter(|main| has_started && main.is_handed_over()) {
             for some in come.chunks(MAX_FDS) {

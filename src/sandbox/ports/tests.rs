@@ -610,3 +610,11 @@ fn listeners_inside_are_closed_by_the_gateway_in_their_turn() {
     let outcome = keeper.advance(|_, _| Ok(())).unwrap();
     assert_eq!(outcome.unreached, reached);
 }
+
+#[test]
+fn more_listeners_than_there_can_be_descriptors_for_are_refused_with_the_limit() {
+    assert_eq!(check_limit(0), Ok(()));
+    let failure = check_limit(1 << 40).unwrap_err();
+    assert_eq!(failure.code, "exhausted");
+    assert!(failure.message.contains("1099511627776 descriptors") && failure.message.contains("ulimit"), "{failure}");
+}
