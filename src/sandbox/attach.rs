@@ -29,7 +29,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::poll::{PollFd, PollFlags, poll};
-use nix::sys::prctl::set_dumpable;
+use nix::sys::prctl::{set_dumpable, set_pdeathsig};
+use nix::sys::signal::Signal;
 use nix::unistd::{Pid, chdir, getpid, setsid};
 
 use super::SandboxError;
@@ -98,6 +99,8 @@ pub fn attach(mut plan: plan::Attach) -> Result<Ended, SandboxError> {
         Forked::Child => {
             drop(report);
             let _ = setsid();
+            // Until somebody can count on the network it is the parent's: who interrupts that one wants none.
+            let _ = set_pdeathsig(Signal::SIGTERM);
             let mut failed = told.try_clone().map_err(SandboxError::io("make a pipe"))?;
             match Service::start(&plan, ready, exit, tap, Some(told)) {
                 Ok(mut service) => {
@@ -540,6 +543,7 @@ impl Waiting {
             proc::null_stdio(&[0, 1, 2]).map_err(SandboxError::io("open /dev/null"))?;
             proc::close_inherited_fds(&[]).map_err(SandboxError::io("read /proc/self/fd"))?;
             let _ = chdir("/");
+            let _ = set_pdeathsig(None);
             // A parent that was killed meanwhile need not know.
             let _ = parent.write_all(READY.as_bytes());
         }

@@ -1,5 +1,6 @@
 //! Looking at the host: its network, resolvers and name; and who is to do the work.
 use std::fs;
+use std::path::Path;
 
 use nix::unistd::{Gid, Group, Uid, User};
 
@@ -27,7 +28,8 @@ pub fn facts() -> Result<Facts, NetlinkError> {
     let resolv_conf = fs::read(RESOLV_CONF).ok().map(|text| ResolvConf::parse(&String::from_utf8_lossy(&text)));
     let hostname = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let id = random::bytes::<6>().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(Facts { net, resolv_conf, hostname, mac: random_mac(random::bytes()), id })
+    let has_ipv6 = Path::new("/proc/sys/net/ipv6").exists();
+    Ok(Facts { net, resolv_conf, hostname, has_ipv6, mac: random_mac(random::bytes()), id })
 }
 
 /// A MAC that nobody has bought: of a single interface, locally administered (IEEE 802).

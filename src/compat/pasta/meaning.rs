@@ -44,6 +44,8 @@ pub struct Facts {
     pub resolv_conf: Option<ResolvConf>,
     /// The host's name.
     pub hostname: String,
+    /// Its kernel has IPv6.
+    pub has_ipv6: bool,
     /// A MAC for the sandbox, at random.
     pub mac: MacAddr,
     /// The sandbox's id, at random.
@@ -75,7 +77,9 @@ impl Meaning {
         let template = |v6| facts.net.template(v6, &wanted(options, facts, v6));
         check_interfaces(options, &facts.net)?;
         let v4 = options.v4.then(|| template(false));
-        let v6 = (options.v6 && v6_fits).then(|| template(true));
+        // One that was asked for alone is not left out.
+        let has_v6 = facts.has_ipv6 || !options.v4;
+        let v6 = (options.v6 && v6_fits && has_v6).then(|| template(true));
         let mac = options.mac.unwrap_or(facts.mac);
         let mapping = Mapping {
             host_loopback_v4: mapped(options.host_loopback.v4, options.map_gateway, v4.as_ref(), ipv4),
@@ -508,6 +512,7 @@ mod tests {
             },
             resolv_conf: Some(ResolvConf::parse(resolv_conf)),
             hostname: "host".to_owned(),
+            has_ipv6: true,
             mac: MacAddr([2, 0, 0, 0, 0, 7]),
             id: "0123456789ab".to_owned(),
         }
@@ -565,6 +570,13 @@ mod tests {
         assert_eq!(mapping(&meaning).host_loopback_v6, Some("fe80::1".parse().unwrap()));
         assert_eq!(meaning.interface.name, "tap0");
         assert!(!meaning.network.behaviour.services.dhcpv6);
+    }
+
+    #[test]
+    fn a_kernel_without_ipv6_is_no_reason_to_warn() {
+        let without = Facts { has_ipv6: false, ..facts("") };
+        assert!(meaning_on("", &without).network.v6.is_none());
+        assert!(meaning_on("-6", &without).network.v6.is_some());
     }
 
     #[test]

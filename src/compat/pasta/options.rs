@@ -725,6 +725,7 @@ fn name(text: &str, what: &str) -> Result<String, Stop> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn parse(words: &str) -> Result<Options, Stop> {
         Options::parse(words.split_whitespace().map(OsString::from))
@@ -880,6 +881,23 @@ mod tests {
             ("-s x", "-s is for passt mode only"),
         ] {
             assert_eq!(refusal(words), text, "{words}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_words_are_more_than_a_mistake(
+            words in proptest::collection::vec(
+                proptest::prop_oneof![
+                    proptest::sample::select(TABLE).prop_map(|opt| format!("--{}", opt.long.unwrap())),
+                    proptest::sample::select(TABLE).prop_filter_map("short", |opt| opt.short.map(|c| format!("-{c}"))),
+                    "[0-9a-f:./%~,-]{0,40}",
+                    "\\PC{0,12}",
+                ],
+                0..8,
+            )
+        ) {
+            let _ = Options::parse(words.into_iter().map(OsString::from));
         }
     }
 
