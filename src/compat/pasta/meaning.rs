@@ -221,7 +221,7 @@ impl Meaning {
             greeting: String::new(),
             hostfwd_socket: None,
             outlives_target: options.outlives_netns,
-            confined: false,
+            confined: true,
             exit_fd: None,
             pid_file: options.pid_file.clone(),
             detach: !options.foreground,

@@ -11,7 +11,7 @@
 //!   output to the end. `-f` keeps it. It ends with 0 when the namespace does, or when SIGTERM or SIGQUIT ask for it.
 //! - *With a command* it stays, and its exit status is the command's.
 //! - *Started by root* in the initial namespaces it becomes nobody, or `--runas`, before anything is made. Of root's
-//!   capabilities it keeps those that the namespace takes.
+//!   capabilities it keeps those that the namespace takes, until the network works.
 //! - *Errors* are a sentence on standard error, in the original's words where callers look for them; the status is 1.
 //!
 //! | file | what |
