@@ -17,7 +17,7 @@ use crate::plan::words;
 /// of `tapline attach`. An option that may be repeated takes a list, parted by commas or line ends; a flag takes `true`
 /// or `false`. `tapline.net` with `none` leaves the container without a network.
 ///
-/// Nothing is said but errors. The container needs a network namespace of its own, and a resolv.conf that names the
+/// Nothing is said but errors, which crun shows nobody: its annotation run.oci.hooks.stderr names a file for them. The container needs a network namespace of its own, and a resolv.conf that names the
 /// network's DNS address, 10.0.2.3 unless another subnet is chosen: mount a file there.
 #[derive(Args, Debug)]
 pub struct OciHookArgs {

@@ -110,6 +110,7 @@ class Callers(Lab):
         """What callers find: slirp4netns, and tapline beside it."""
         self.tapline_itself, self.slirp = PLACE / "bin/tapline", PLACE / "bin/slirp4netns"
         self.slirp.parent.mkdir()
+        os.chown(self.slirp.parent, UID, UID)
         shutil.copy(self.binary, self.tapline_itself)
         self.tapline_itself.chmod(0o755)
         shutil.copytree(EXAMPLES, PLACE / "examples")
@@ -117,7 +118,7 @@ class Callers(Lab):
         if self.original:
             shutil.copy(shutil.which("slirp4netns"), self.slirp)
         else:
-            self.slirp.symlink_to(self.tapline_itself)
+            self.does(self.tapline_itself, "link-as", "slirp4netns", self.slirp.parent, cwd="/")
 
     def settings(self):
         home = PLACE / "home"
@@ -327,7 +328,7 @@ def caller_podman_host_loopback(lab):
 @needs("podman", "runc", "busybox")
 def caller_podman_outbound_addr(lab):
     ask = f"{FETCH} http://{FAR4}:8000/whoami"
-    for words, address in (("", HOST4), (":outbound_addr=10.9.1.3", "10.9.1.3"), (":outbound_addr=h0", HOST4)):
+    for words, address in (("", HOST4), (":outbound_addr=10.9.1.3", "10.9.1.3"), (":outbound_addr=h1", "10.9.4.2")):
         said = once(lab, f"slirp4netns{words}", ask)
         check(said == address, f"slirp4netns{words}: {said}")
     said = once(lab, "slirp4netns:outbound_addr6=fd09:1::3", f"sleep 2; {FETCH} http://[{FAR6}]:8000/whoami")
@@ -471,10 +472,17 @@ class Kit:
     def __init__(self, lab, *options):
         self.lab, self.log, self.state = lab, lab.scratch / "rootlesskit.log", PLACE / "run/kit"
         words = ["rootlesskit", f"--state-dir={self.state}", "--net=slirp4netns", f"--slirp4netns-binary={lab.slirp}",
-                 "--copy-up=/etc", "--disable-host-loopback", *options, "sh", "-c", "echo ready; exec cat"]
+                 "--copy-up=/etc", *options, "sh", "-c", "echo ready; exec cat"]
         self.process = lab.spawn([*lab.as_user(), *words], stdin=subprocess.PIPE, stdout=open(self.log, "w"),
                                  stderr=subprocess.STDOUT, cwd=PLACE / "home")
         wait_until(lambda: "ready\n" in self.said(), "RootlessKit's command")
+        # Which it may write later than its command does.
+        self.child = wait_until(self.written, "RootlessKit's child_pid")
+        wait_until((self.state / "api.sock").exists, "RootlessKit's api.sock")
+
+    def written(self):
+        path = self.state / "child_pid"
+        return path.exists() and path.read_text()
 
     def said(self):
         check(self.process.poll() is None, f"RootlessKit has ended: {self.log.read_text()}")
@@ -482,8 +490,7 @@ class Kit:
 
     def inside(self):
         """What stands in front of a command line there."""
-        pid = (self.state / "child_pid").read_text()
-        return ["nsenter", f"--target={pid}", "--user", "--net", "--mount", "--"]
+        return ["nsenter", f"--target={self.child}", "--user", "--net", "--mount", "--"]
 
     def says(self, script):
         return self.lab.run([*self.inside(), "sh", "-c", script], cwd="/")[0]
@@ -501,7 +508,7 @@ class Kit:
 
 @needs("rootlesskit", "busybox")
 def caller_rootlesskit_its_own_tap(lab):
-    kit = Kit(lab, "--mtu=65520")
+    kit = Kit(lab, "--mtu=65520", "--disable-host-loopback")
     # The TAP is RootlessKit's, and so are the addresses on it.
     out = kit.says("ip addr show tap0; ip route; cat /etc/resolv.conf; dig +short files.lab.test; curl -s --max-time 20 http://files.lab.test:8000/hello")
     has(out, "mtu 65520", "inet 10.0.2.100/24", "default via 10.0.2.2 dev tap0", "nameserver 10.0.2.3", FAR4, "hello from afar\n")
@@ -513,7 +520,8 @@ def caller_rootlesskit_its_own_tap(lab):
 
 @needs("rootlesskit", "busybox")
 def caller_rootlesskit_sandbox_seccomp_cidr_ipv6(lab):
-    kit = Kit(lab, "--slirp4netns-sandbox=true", "--slirp4netns-seccomp=true", "--cidr=10.77.0.0/24", "--ipv6")
+    kit = Kit(lab, "--slirp4netns-sandbox=true", "--slirp4netns-seccomp=true", "--cidr=10.77.0.0/24", "--ipv6",
+              "--disable-host-loopback")
     wait = "for i in $(seq 100); do ip -6 addr show dev tap0 -tentative | grep -q 'inet6 fd00:' && break; sleep 0.1; done"
     out = kit.says(f"{wait}; ip addr show tap0; dig +short files.lab.test; curl -s --max-time 20 http://files.lab.test:8000/hello; "
                    f"curl -s --max-time 20 http://[{FAR6}]:8000/hello")
@@ -522,7 +530,7 @@ def caller_rootlesskit_sandbox_seccomp_cidr_ipv6(lab):
 
 
 def rootlesskit_ports(lab, driver):
-    kit = Kit(lab, f"--port-driver={driver}", "-p", "0.0.0.0:8080:80/tcp")
+    kit = Kit(lab, "--disable-host-loopback", f"--port-driver={driver}", "-p", "0.0.0.0:8080:80/tcp")
     (PLACE / "home/www").mkdir(exist_ok=True)
     (PLACE / "home/www/index.html").write_text(PAGE)
     for port in (80, 81):
@@ -550,6 +558,14 @@ def caller_rootlesskit_port_driver_builtin(lab):
 
 
 @needs("rootlesskit", "busybox")
+def caller_rootlesskit_host_loopback(lab):
+    hosts_own_server(lab)
+    kit = Kit(lab)
+    check(kit.says("curl -s --max-time 20 http://10.0.2.2:8001/hello") == "hello from afar\n", "the host's loopback")
+    kit.end()
+
+
+@needs("rootlesskit", "busybox")
 def caller_rootlesskit_killed(lab):
     kit = Kit(lab)
     os.killpg(kit.process.pid, signal.SIGKILL)
@@ -561,17 +577,110 @@ def caller_rootlesskit_killed(lab):
 
 @needs("runc", "busybox", own=True)
 def caller_runc_hook(lab):
-    oci(lab, "runc")
+    example(lab, "runc")
 
 
 @needs("crun", "busybox", own=True)
 def caller_crun_hook(lab):
-    oci(lab, "crun")
+    example(lab, "crun")
 
 
-def oci(lab, runtime):
+def example(lab, runtime):
     out = lab.does(PLACE / "examples/oci-hook.sh", runtime, "8080")
     has(out, PAGE, "hooked-", "10.0.2.100", "127.0.0.1:8080->80/tcp")
+    nobody(lab, "127.0.0.1", 8080)
+
+
+class Bundle:
+    """A container of runc by itself."""
+
+    def __init__(self, lab, name, annotations, script, resolver=None):
+        self.lab, self.name, self.path = lab, name, PLACE / "home" / f"bundle-{name}"
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        self.path.mkdir()
+        os.chown(self.path, UID, UID)
+        make = [PLACE / "examples/oci/make_bundle.py", self.path, "runc", lab.tapline_itself, *annotations]
+        lab.does(*make, "--", "sh", "-c", script)
+        if resolver:
+            (self.path / "resolv.conf").write_text(f"nameserver {resolver}\n")
+
+    def argv(self, *words):
+        return [*self.lab.as_user(), "runc", "--root", PLACE / "run/runc", *words]
+
+    def run(self, **more):
+        return self.lab.run(self.argv("run", "--bundle", self.path, self.name), **{"cwd": PLACE / "home"} | more)
+
+    def begin(self):
+        """Run it in the background; ends it with `end`."""
+        out = open(PLACE / f"home/{self.name}.log", "w+")
+        argv = self.argv("run", "--bundle", self.path, self.name)
+        process = self.lab.spawn(argv, cwd=PLACE / "home", stdout=out, stderr=subprocess.STDOUT)
+        wait_until(lambda: process.poll() is not None or "begun" in Path(out.name).read_text(), "the container's program")
+        check(process.poll() is None, Path(out.name).read_text())
+        return process
+
+    def end(self, process):
+        self.lab.run(self.argv("kill", self.name, "KILL"))
+        process.wait(timeout=LIMIT)
+
+
+@needs("runc", "busybox", own=True)
+def caller_runc_hook_names_and_way_out(lab):
+    hosts_own_server(lab)
+    script = f"ip addr; nslookup files.lab.test; {FETCH} http://{FAR4}:8000/hello; {FETCH} http://10.7.0.2:8001/hello"
+    words = ["tapline.subnet=10.7.0.0/24", "tapline.host-loopback=true", "tapline.mtu=1400", "tapline.ifname=eth7"]
+    out = Bundle(lab, "one", words, script, "10.7.0.3").run()[0]
+    has(out, "eth7:", "mtu 1400", "inet 10.7.0.100/24", f"Address: {FAR4}", "hello from afar\n" * 2)
+    out = Bundle(lab, "one", ["tapline.net=none"], "ip addr").run()[0]
+    check("lo:" in out and "tap0" not in out, out)
+
+
+@needs("runc", "busybox", own=True)
+def caller_runc_hook_that_refuses(lab):
+    for annotation, sentence in (
+        ("tapline.publsh=80", "annotation tapline.publsh: unknown; did you mean tapline.publish?"),
+        ("tapline.mtu=9", "annotation tapline.mtu: '9' is no value"),
+        ("tapline.net=host", "'--net host' is for `tapline run`"),
+    ):
+        err = Bundle(lab, "bad", [annotation], "echo has begun").run(status=1)[1]
+        has(err, sentence)
+    taken = lab.serve([sys.executable, HERE / "httpd.py", "127.0.0.1", 8080, lab.files], 8080)
+    err = Bundle(lab, "bad", ["tapline.publish=127.0.0.1:8080:80"], "echo has begun").run(status=1)[1]
+    has(err, "127.0.0.1:8080")
+    taken.kill()
+    # The way a runtime would never call it.
+    for text, status in (("", 2), ("{}", 2), ('{"id":"a"}', 2), ('{"id":"a","pid":4194304}', 125)):
+        lab.run([*lab.as_user(), lab.tapline_itself, "oci-hook", "createRuntime"], input=text, status=status)
+    lab.run([*lab.as_user(), lab.tapline_itself, "oci-hook", "poststop"], input='{"id":"nobody"}')
+
+
+@needs("runc", "busybox", own=True)
+def caller_runc_hook_two_on_a_shared_network(lab):
+    lab.does(lab.tapline_itself, "network", "create", "--subnet", "10.8.0.0/24", "--gateway", "10.8.0.1", "front")
+    web = Bundle(lab, "web", ["tapline.net=front", "tapline.network-alias=www,page", "tapline.ip=10.8.0.7",
+                              "tapline.publish=0.0.0.0:8080:80"], "echo begun; httpd -f -p 80 -h /etc")
+    (web.path / "rootfs/etc/index.html").write_text(PAGE)
+    running = web.begin()
+    page(lab, HOST4, 8080, lab.far)
+    script = f"for name in www page; do nslookup $name; done; {FETCH} http://10.8.0.7/; {FETCH} http://{FAR4}:8000/hello"
+    out = Bundle(lab, "client", ["tapline.net=front"], script, "10.8.0.1").run()[0]
+    has(out, PAGE, "hello from afar\n")
+    check(out.count("Address: 10.8.0.7") == 2, out)
+    web.end(running)
+    lab.does(lab.tapline_itself, "network", "rm", "front")
+
+
+@needs("runc", "busybox", own=True)
+def caller_runc_hook_without_poststop(lab):
+    # Everything that could have called it is killed.
+    bundle = Bundle(lab, "lost", ["tapline.publish=8080:80"], "echo begun; exec sleep 1000")
+    running = bundle.begin()
+    check(lab.helpers(), "nobody serves the container")
+    state = json.loads(lab.run(bundle.argv("state", "lost"))[0])
+    os.kill(running.pid, signal.SIGKILL)
+    os.kill(state["pid"], signal.SIGKILL)
+    running.wait(timeout=LIMIT)
 
 
 @needs("bwrap", own=True)
