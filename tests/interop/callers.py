@@ -119,6 +119,10 @@ class Callers(Lab):
             shutil.copy(shutil.which("slirp4netns"), self.slirp)
         else:
             self.does(self.tapline_itself, "link-as", "slirp4netns", self.slirp.parent, cwd="/")
+            # Nobody can have taken the original instead.
+            for name in ("slirp4netns", "pasta"):
+                if program := shutil.which(name):
+                    self.run(["mount", "--bind", shutil.which("false"), program])
 
     def settings(self):
         home = PLACE / "home"
@@ -421,26 +425,43 @@ def caller_podman_bridge_network(lab):
     nobody(lab, "127.0.0.1", 8080)
 
 
+@needs("podman", "crun", "busybox")
+def caller_podman_with_crun(lab):
+    out = lab.podman("--runtime", "crun", "run", "--rm", "--cgroups=disabled", "--network", "slirp4netns", "bb",
+                     "sh", "-c", f"ip addr; {FETCH} http://files.lab.test:8000/hello")
+    has(out, "inet 10.0.2.100/24", "hello from afar\n")
+
+
 @needs("podman", "runc", "busybox", own=True)
 def caller_podman_hook(lab):
+    podman_hook(lab)
+
+
+@needs("podman", "crun", "busybox", own=True)
+def caller_podman_hook_with_crun(lab):
+    podman_hook(lab, "--runtime", "crun")
+
+
+def podman_hook(lab, *runtime):
     hooks = PLACE / "home/hooks.d"
-    hooks.mkdir()
+    hooks.mkdir(exist_ok=True)
     for path in (EXAMPLES / "oci/hooks.d").iterdir():
         (hooks / path.name).write_text(path.read_text().replace("/usr/bin/tapline", str(lab.tapline_itself)))
     resolvers = PLACE / "home/resolv.conf"
     resolvers.write_text("nameserver 10.0.2.3\n")
-    container = lab.podman("--hooks-dir", hooks, "run", "--network", "none", "--annotation", "tapline.publish=8080:80",
+    container = lab.podman(*runtime, "--hooks-dir", hooks, "run", "--network", "none", "--annotation", "tapline.publish=8080:80",
                            "--volume", f"{resolvers}:/etc/resolv.conf:ro", "--detach", "--name", "hooked", "bb", *SERVE).strip()
     page(lab, HOST4, 8080, lab.far)
-    out = lab.podman("exec", "hooked", "sh", "-c", f"ip addr; {FETCH} http://files.lab.test:8000/hello")
+    out = lab.podman(*runtime, "exec", "hooked", "sh", "-c", f"ip addr; {FETCH} http://files.lab.test:8000/hello")
     has(out, "inet 10.0.2.100/24", "hello from afar\n")
     # Who looks from outside finds it by the container's id.
     has(lab.does(lab.tapline_itself, "ps"), container[:12])
-    lab.podman("--hooks-dir", hooks, "rm", "--force", "--time", "0", "hooked")
-    # A mistake ends the start, and is shown.
-    said = lab.podman_says("--hooks-dir", hooks, "run", "--rm", "--network", "none", "--annotation", "tapline.publsh=80",
-                           "bb", "true", status=126)
-    has(said[1], "tapline.publsh: unknown; did you mean tapline.publish?")
+    lab.podman(*runtime, "--hooks-dir", hooks, "rm", "--force", "--time", "0", "hooked")
+    # A mistake ends the start, and is shown; crun writes it where it is told to.
+    log = PLACE / "home/hook.log"
+    said = lab.podman_says(*runtime, "--hooks-dir", hooks, "run", "--rm", "--network", "none", "--annotation",
+                           "tapline.publsh=80", "--annotation", f"run.oci.hooks.stderr={log}", "bb", "true", status=126)
+    has(log.read_text() if runtime else said[1], "tapline.publsh: unknown; did you mean tapline.publish?")
 
 
 # Buildah
