@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cases import case, has
 from lab import FAR4, HOST4, HOST6, LIMIT, check, wait_until
-from pasta import Podman, argv, run
+from pasta import Podman, argv, link_local, run
 from ports import SERVICE, ask, udp
 
 TALK = " ".join(map(str, SERVICE))
@@ -60,6 +60,8 @@ def listens(port, address="0.0.0.0"):
 @case
 def pasta_ports_at_addresses_and_interfaces(lab):
     specs = ["8301:80", "127.0.0.1/8302:80", "::1/8303-8303:80-80", "[::1]/8304:80", "%lo/8305:80", f"{HOST4}%h0/8306:80", "*/8307:80", f"{HOST6}/8308:80", "%h0/8309:80"]
+    here = link_local(lab, "h0")
+    specs.append(f"{here}%h0/8310:80")
     shell = Shell(lab, *[word for spec in specs for word in ("-t", spec)], "-u", "8301:80")
     shell.serve(80)
     for port, heard, refused in (
@@ -78,7 +80,9 @@ def pasta_ports_at_addresses_and_interfaces(lab):
     check(ask(lab, HOST4, 8305, "whoami", lab.far) == "refused", "only by lo")
     check(ask(lab, "127.0.0.1", 8309, "whoami") == "refused", "only by h0")
     has(ask(lab, HOST4, 8309, "whoami", lab.far), FAR4)
-    for refused in (["-T", "127.0.0.1/80"], ["-t", "%nosuch0/8310"], ["-t", "192.0.2.9/8310"]):
+    # An address of one link.
+    has(ask(lab, f"{here}%r1a", 8310, "whoami", lab.r1), "end")
+    for refused in (["-T", "127.0.0.1/80"], ["-t", "%nosuch0/8311"], ["-t", "192.0.2.9/8311"]):
         run(lab, *refused, "--", "true", status=1)
 
 
