@@ -4,7 +4,8 @@
 //!
 //! No state. The gateway has two IPv4 addresses, its own and that of DNS, and answers requests for these and for
 //! clients that it stands for ([`kept`](super::kept)), and no others: an address of the segment that nobody has stays unanswered, so that a sandbox finds out at once.
-//! It keeps no table of neighbors either: a frame's sender is known by its port, and answers go back there.
+//! It keeps no table of neighbors either: a frame's sender is known by its port, and answers go back there. Only where
+//! clients of published ports find the sandbox follows a change of its Ethernet address.
 //!
 //! - A request must come from an address that a sandbox may use, or from 0.0.0.0: that is a probe of somebody
 //!   about to take an address (RFC 5227, 2.1.1), who must learn that the gateway's are taken.
@@ -51,6 +52,7 @@ pub fn handle(segment: &mut Segment, peer: Peer, packet: &[u8], link: &mut impl 
     if !probe && !segment.source_allowed(peer.port, source_protocol_addr.into()) {
         return Err(DropReason::Spoofed);
     }
+    segment.notice_station(peer, source_protocol_addr.into());
     match operation {
         ArpOperation::Request => {}
         ArpOperation::Reply => return Ok(()),

@@ -88,6 +88,17 @@ pub(super) fn is_sandboxes(segment: &Segment, address: IpAddr) -> bool {
     segment.has(address).is_some() || mapping.is_some_and(|mapping| mapping.further.contains(&address))
 }
 
+/// Is it, for all that is known, an address that both the host and the sandbox have? The planned one is, also where the
+/// sandbox has shown another.
+fn is_copy(segment: &Segment, address: IpAddr) -> bool {
+    let network = &segment.network;
+    let planned = match address {
+        IpAddr::V4(ip) => network.v4.is_some_and(|l| l.sandbox == ip),
+        IpAddr::V6(ip) => network.v6.is_some_and(|l| l.sandbox == ip),
+    };
+    is_sandboxes(segment, address) || (planned && network.behaviour.mapping.is_some())
+}
+
 /// Can a sandbox answer somebody under this address, and nobody else? From an internal network no route leads to anybody
 /// but the gateway.
 ///
@@ -98,7 +109,7 @@ pub(super) fn can_be_a_client(segment: &Segment, address: IpAddr) -> bool {
         return false;
     }
     let is_dns = network.behaviour.mapping.is_none() && network.is_dns(address);
-    let taken = network.is_gateway(address) || is_dns || is_sandboxes(segment, address);
+    let taken = network.is_gateway(address) || is_dns || is_copy(segment, address);
     is_somebodys(network, address) && !taken
 }
 
@@ -109,7 +120,7 @@ pub(super) fn stand_in(segment: &Segment, outside: IpAddr, v4: bool) -> Option<I
     let Some(mapping) = &network.behaviour.mapping else {
         return if v4 { network.v4.map(|l| l.gateway.into()) } else { network.v6.map(|l| l.gateway.into()) };
     };
-    let is_copy = is_sandboxes(segment, outside);
+    let is_copy = is_copy(segment, outside);
     if v4 {
         let gateway = network.v4?.gateway;
         Some(mapping.guest_v4.filter(|_| is_copy).or(mapping.host_loopback_v4).unwrap_or(gateway).into())

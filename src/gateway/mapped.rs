@@ -480,11 +480,13 @@ fn an_address_that_the_sandbox_makes_itself_is_where_clients_find_it() {
     assert_eq!(service(&mut test), Ok(ip("fd00::100")), "the planned one, until another is seen");
     solicit(&mut test, "::", "fe80::1234");
     solicit(&mut test, "::", "2001:db8::1");
-    assert_eq!(service(&mut test), Ok(ip("fd00::100")), "of another prefix, or of the link only");
+    solicit(&mut test, "::", "fd00::101");
+    assert_eq!(service(&mut test), Ok(ip("fd00::100")), "of another prefix, of the link only, one of several");
     solicit(&mut test, "::", "fd00::42:aff:fe00:264");
     assert_eq!(service(&mut test), Ok(ip("fd00::42:aff:fe00:264")));
-    // The host's own is somebody else now.
+    // The host's own is somebody else now, whom the sandbox may look for; as a client it is not shown under it.
     assert_eq!(solicit(&mut test, "fd00::42:aff:fe00:264", "fd00::100"), Some(0x60));
+    assert!(!super::kept::can_be_a_client(&test.gateway.segment, ip("fd00::100")));
     solicit(&mut test, "::", "fd00::abcd");
     assert_eq!(service(&mut test), Ok(ip("fd00::42:aff:fe00:264")), "a temporary one takes nothing over");
     solicit(&mut test, "fd00::100", "fd00::1");
@@ -494,4 +496,38 @@ fn an_address_that_the_sandbox_makes_itself_is_where_clients_find_it() {
     usual.link.frames.clear();
     solicit(&mut usual, "::", "fd00::abcd");
     assert_eq!(service(&mut usual), Ok(ip("fd00::100")), "on tapline's own networks it is set from outside");
+}
+
+#[test]
+fn clients_find_a_sandbox_that_has_changed_its_ethernet_address() {
+    let mut test = Test::new();
+    test.pass(Duration::ZERO);
+    let other = crate::plan::MacAddr([2, 0, 0, 0, 0, 7]);
+    let arp_from = |test: &mut Test, sender: [u8; 4]| {
+        let packet = ArpEthIpv4Packet {
+            operation: ArpOperation::REQUEST,
+            sender_mac: other.0,
+            sender_ipv4: sender,
+            target_mac: [0; 6],
+            target_ipv4: [10, 0, 2, 2],
+        };
+        let mut frame = frame_from_sandbox(
+            crate::plan::MacAddr::BROADCAST,
+            ETHERTYPE_ARP,
+            &etherparse::ArpPacket::from(packet).to_bytes(),
+        );
+        frame[6..12].copy_from_slice(&other.0);
+        test.frame(Offload::default(), &frame);
+        test.link.frames.clear();
+    };
+    let found_at = |test: &mut Test| {
+        test.gateway.open_published(test.now, PEER.port, at("192.0.2.9:7"), 80, &mut test.link).map(|flow| {
+            test.gateway.abandon_published(flow);
+            crate::plan::MacAddr(*test.link.frames.pop().unwrap().2.first_chunk().unwrap())
+        })
+    };
+    arp_from(&mut test, [10, 0, 2, 50]);
+    assert_eq!(found_at(&mut test), Ok(SANDBOX_MAC), "somebody else behind the sandbox");
+    arp_from(&mut test, [10, 0, 2, 100]);
+    assert_eq!(found_at(&mut test), Ok(other));
 }

@@ -130,11 +130,8 @@ impl Segment {
         let network = &self.network;
         let Some(layout) = network.v6 else { return };
         let is_ours = network.is_host(address.into()) || network.is_dns(address.into()) || layout.gateway == address;
-        if network.behaviour.is_usual()
-            || !layout.subnet.contains(&address)
-            || is_ours
-            || address == layout.subnet.network()
-        {
+        let is_another = network.behaviour.mapping.as_ref().is_some_and(|m| m.further.contains(&address.into()));
+        if network.behaviour.is_usual() || !layout.subnet.contains(&address) || is_ours || is_another {
             return;
         }
         let Some(endpoint) = self.ports.get_mut(&port) else { return };
@@ -147,6 +144,21 @@ impl Segment {
             self.addresses.remove(&old);
         }
         self.addresses.insert(address.into(), port);
+    }
+
+    /// A sandbox has this address at this Ethernet address, which is not the planned one where somebody inside has
+    /// changed it. On a shared network nobody may, and none comes here.
+    fn notice_station(&mut self, peer: Peer, address: IpAddr) {
+        let Some(endpoint) = self.ports.get_mut(&peer.port).filter(|endpoint| endpoint.mac != peer.mac) else { return };
+        let own = [endpoint.v4.map(IpAddr::V4), endpoint.v6.map(IpAddr::V6)];
+        if self.network.sharing.is_some() || !own.contains(&Some(address)) {
+            return;
+        }
+        let old = std::mem::replace(&mut endpoint.mac, peer.mac).link_local().into();
+        if self.addresses.get(&old) == Some(&peer.port) {
+            self.addresses.remove(&old);
+        }
+        self.addresses.insert(peer.mac.link_local().into(), peer.port);
     }
 
     /// Which port has this address.

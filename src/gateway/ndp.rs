@@ -132,6 +132,7 @@ pub fn handle(segment: &mut Segment, packet: &Packet<'_>, link: &mut impl Link) 
                 return Err(DropReason::Malformed);
             }
             segment.notice(packet.peer.port, if src.is_unspecified() { target } else { src });
+            segment.notice_station(packet.peer, src.into());
             let role = role_for(segment, packet.peer, src, target).ok_or(DropReason::NotForUs)?;
             advertise_neighbor(segment, packet.peer, src, target, role, link);
             Ok(())
