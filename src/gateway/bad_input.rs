@@ -12,7 +12,7 @@ use super::emit::{self, Ip};
 use super::link::{Asker, Datagram, EchoId, Gso, Host, HostError, Offload, PortId, TcpId, UdpId};
 use super::packet::{ETHERNET_HEADER, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use super::{Gateway, dhcp, ndp};
-use crate::plan::{HostView, MacAddr, Network};
+use crate::plan::{Behaviour, HostView, MacAddr, Mapping, Network};
 
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const OUTSIDE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
@@ -305,9 +305,22 @@ fn offload() -> impl Strategy<Value = Offload> {
 }
 
 /// Frames in, with time passing, and what the gateway makes of them: it must not panic, and what it sends must be
-/// frames that a second parser reads.
+/// frames that a second parser reads. On networks of every kind.
 fn survive(frames: &[(Vec<u8>, Offload)]) {
-    let mut gateway = gateway(network(1280));
+    let mut mapped = network(1280);
+    let mapping = Mapping { host_loopback_v4: "10.0.2.2".parse().ok(), ..Mapping::default() };
+    mapped.behaviour = Behaviour { mapping: Some(mapping), ..Behaviour::default() };
+    mapped.behaviour.services.dhcpv6 = true;
+    let mut denied = network(68);
+    denied.behaviour.host_denied = true;
+    for network in [network(1280), mapped, denied] {
+        survive_on(network, frames);
+    }
+}
+
+fn survive_on(network: Network, frames: &[(Vec<u8>, Offload)]) {
+    let mtu = usize::from(network.mtu);
+    let mut gateway = gateway(network);
     let mut now = Instant::now();
     for (frame, offload) in frames {
         let mut link = Recorder::default();
@@ -316,7 +329,7 @@ fn survive(frames: &[(Vec<u8>, Offload)]) {
         gateway.handle_timeout(now, &mut Silent, &mut link);
         for (port, _, sent) in &link.frames {
             assert_eq!(*port, PEER.port);
-            assert!(sent.len() <= ETHERNET_HEADER + 1280);
+            assert!(sent.len() <= ETHERNET_HEADER + mtu);
             assert_eq!(sent[6..12], gateway.network().gateway_mac.0);
             SlicedPacket::from_ethernet(sent).unwrap();
         }
