@@ -158,6 +158,12 @@ fn every_command_line_works() {
                 home.run(&words);
                 assert!(!web.0.wait().unwrap().success());
             }
+            "link-as" => {
+                let [_, tool, _] = words[..] else { panic!("{words:?}") };
+                home.run(&["link-as", tool, home.0.to_str().unwrap()]);
+                let version = Command::new(home.0.join(tool)).arg("--version").output().unwrap();
+                assert!(version.status.success() && version.stdout.starts_with(tool.as_bytes()), "{version:?}");
+            }
             "completions" => assert!(home.run(&words).contains("host-loopback")),
             other => panic!("nobody knows how to try `tapline {other}`"),
         }
@@ -182,8 +188,9 @@ fn is_free(port: u16) -> bool {
 #[test]
 fn every_flag_exists() {
     let description = tapline::cli::command();
-    // cargo's, and the benchmark's.
+    // cargo's, and the benchmark's; RootlessKit's and pasta's.
     let mut known: Vec<&str> = vec!["help", "release", "example", "path", "tool"];
+    known.extend(["slirp4netns-binary", "disable-host-loopback", "config-net"]);
     assert!(include_str!("../bench/netbench.py").contains("\"--tool\""));
     let verbs = description.get_subcommands().flat_map(|verb| std::iter::once(verb).chain(verb.get_subcommands()));
     known.extend(verbs.flat_map(|verb| verb.get_arguments()).filter_map(|arg| arg.get_long()));
