@@ -76,8 +76,6 @@ fn create(state: &State) -> Result<i32, Failure> {
     check_visible(pid)?;
     // Of an earlier run of this container, whose end was not noticed yet.
     let_go(&id)?;
-    // The bundle may have to be unmounted while we are in the background.
-    std::env::set_current_dir("/")?;
     args.execute_as(id)
 }
 

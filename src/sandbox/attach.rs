@@ -626,6 +626,7 @@ fn agent(
             return Ok(());
         }
         let _ = proc::null_stdio(&[0, 1, 2]);
+        let _ = chdir("/");
         proc::go_idle();
         Attendance::new(supervisor, &plan.ports, reached).wait(None).map(drop)
     };
