@@ -528,6 +528,34 @@ mod tests {
         assert!(uplink.deadline().is_none() && !uplink.has_gateway());
     }
 
+    #[test]
+    fn who_comes_to_an_interface_that_is_there_takes_its_address_and_what_follows_from_it() {
+        let mac = MacAddr([0x3e, 0x65, 0xa7, 0xdb, 0xcb, 0x6a]);
+        for (v6_by_advertisement, own) in [(false, None), (true, Some("fd00::3c65:a7ff:fedb:cb6a".parse().unwrap()))] {
+            let endpoint = plan::Endpoint::default();
+            let v6 = plan::Ipv6Layout::slirp("fd00::/64".parse().unwrap());
+            let network = Network { v6, ..crate::fuzzing::network() };
+            let seat = Seat { endpoint, network, default_route: true };
+            let extras = InterfaceExtras { v6_by_advertisement, ..InterfaceExtras::default() };
+            let order = order_with(&seat, None, LinkChoice::Auto, true, &extras);
+            let mut uplink = Uplink::new(0, seat, order);
+            uplink.keep_link(KeptLink { kind: LinkKind::None, fd: None, mac: Some(mac), stays: true });
+            assert_eq!((uplink.seat.endpoint.mac, uplink.seat.endpoint.v6), (mac, own));
+        }
+    }
+
+    #[test]
+    fn an_interfaces_mtu_is_its_networks_unless_another_is_given_or_none() {
+        for (given, wanted) in
+            [(None, Some(crate::fuzzing::network().mtu.into())), (Some(0), None), (Some(68), Some(68))]
+        {
+            let endpoint = plan::Endpoint::default();
+            let seat = Seat { endpoint, network: crate::fuzzing::network(), default_route: true };
+            let extras = InterfaceExtras { mtu: given, ..InterfaceExtras::default() };
+            assert_eq!(order_with(&seat, None, LinkChoice::Auto, true, &extras).mtu, wanted);
+        }
+    }
+
     /// To a network that others are on, too.
     fn shared_uplink() -> Uplink {
         let sharing = Some(plan::Sharing { internal: false, icc: true });

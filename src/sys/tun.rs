@@ -81,7 +81,7 @@ pub enum TapError {
     #[error("the descriptor that was handed over is no TAP device: {0}")]
     NotATap(#[source] io::Error),
     /// A received descriptor is a TUN or TAP device of another make.
-    #[error("the TAP device {0} was made without {1}: it has to be made with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR")]
+    #[error("the device {0} was made without {1} (linux/if_tun.h): make it with that")]
     Unusable(String, &'static str),
     /// A received descriptor's frames have a header, and were said to have none.
     #[error("the TAP device {0} was made with IFF_VNET_HDR, which is not what it was said to be")]

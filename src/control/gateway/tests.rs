@@ -16,7 +16,7 @@ use super::check::{Request, check_api};
 use super::*;
 use crate::datapath::commands::{Command, CommandReceiver, CommandSender, Event, Snapshot};
 use crate::gateway::link::{Asker, Peer, PortId};
-use crate::plan::{HostView, LinkKind, MacAddr, Origin, Protocol, Published, Reached};
+use crate::plan::{HostView, LinkKind, MacAddr, Network, Origin, Protocol, Published, Reached};
 use crate::sys::scm;
 
 mod shared;
@@ -554,6 +554,40 @@ fn descriptors_are_taken_for_what_they_are() {
     assert!(check_api(&unlistened.into()).is_err());
     let host = HostView::default();
     assert!(refusal(ToGateway::HostChanged { host }, vec![]).contains("first message"));
+}
+
+/// A file as a supervisor opens one for a capture.
+fn capture_file() -> (std::path::PathBuf, OwnedFd) {
+    let path = std::env::temp_dir().join(format!("tapline-gateway-{}.pcap", std::process::id()));
+    let file = crate::observe::capture::create(&path).unwrap();
+    (path, file.into())
+}
+
+#[test]
+fn a_capture_is_taken_for_a_file_of_a_network_of_its_own_and_a_missing_link_for_none() {
+    let message = |network: Network, link, capture| {
+        let SandboxInfo { endpoint, host, .. } = info();
+        ToGateway::Attach { network, endpoint, link, host, api: false, capture }
+    };
+    let check = |message, fds| Request::check(message, fds, |_, _| Ok(()));
+    let refusal = |message, fds| check(message, fds).err().unwrap();
+    let network = info().network;
+    let (path, capture) = capture_file();
+    let again = || capture.try_clone().unwrap();
+    let both = check(message(network.clone(), LinkKind::Tap, true), vec![file(), again()]).ok().unwrap();
+    assert!(both.link.is_some() && both.capture.is_some() && both.api.is_none());
+    let none = check(message(network.clone(), LinkKind::None, true), vec![again()]).ok().unwrap();
+    assert!(none.link.is_none() && none.capture.is_some());
+    assert!(refusal(message(network.clone(), LinkKind::None, false), vec![file()]).contains("0 were expected"));
+    assert!(refusal(message(network.clone(), LinkKind::Tap, true), vec![file()]).contains("2 were expected"));
+    assert!(refusal(message(network.clone(), LinkKind::None, true), vec![file()]).contains("no ordinary file"));
+    let written_anywhere = File::options().write(true).open(&path).unwrap();
+    let why = refusal(message(network.clone(), LinkKind::None, true), vec![written_anywhere.into()]);
+    assert!(why.contains("not open for appending"), "{why}");
+    let sharing = Some(crate::plan::Sharing { internal: false, icc: true });
+    let why = refusal(message(Network { sharing, ..network }, LinkKind::Tap, true), vec![file(), again()]);
+    assert!(why.contains("network of the sandbox's own only"), "{why}");
+    std::fs::remove_file(&path).unwrap();
 }
 
 #[test]
