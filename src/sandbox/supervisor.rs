@@ -421,8 +421,12 @@ impl Supervisor<'_> {
         drop((init_socket, agent_socket));
         end_child(agent);
         // The gateway sees its connection close, delivers what the sandbox had sent, and ends by itself; what takes
-        // time then (the kernel taking down the link) nobody needs to wait for.
-        drop((gateways, record));
+        // time then (the kernel taking down the link) nobody needs to wait for, unless he wants to read the last frames.
+        let awaited = gateways.into_iter().filter(|_| plan.pcap.is_some());
+        for error in awaited.filter_map(|gateway| gateway.stop(PATIENCE).err()) {
+            tracing::debug!("the gateway cannot be ended: {error}");
+        }
+        drop(record);
         if let Some(terminal) = terminal {
             terminal.restore(by_signal || failed);
         }

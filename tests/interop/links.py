@@ -199,6 +199,12 @@ def links_capture_has_every_frame_both_ways(lab):
     bytes_sent = sum(len(f) - 34 - (f[46] >> 4) * 4 for f in sent)
     check(bytes_sent >= 5_000_000, f"{bytes_sent} bytes of TCP were sent")
     check(max(map(len, sent)) > 1514, "super-segments are whole")
+    # The kernel of a sandbox that ends says farewell to everybody, and that is in it, too.
+    again = lab.scratch / "again.pcap"
+    for _ in range(5):
+        lab.inside(f"curl -sS {url(FAR4, 'hello')} >/dev/null", "--pcap", again)
+        ends = [f for f in frames_of(again) if f[12:14] == b"\x08\x00" and f[23] == 6 and f[47] & 1]
+        check(len(ends) >= 2, f"both ends of a connection: {len(ends)}")
     check(path.stat().st_mode & 0o777 == 0o600, "for its owner alone")
     said = subprocess.run([*UNPRIVILEGED, "tcpdump", "-n", "-r", path, "icmp"], capture_output=True, text=True, check=False)
     check(said.stdout.count("ICMP echo re") == 6, f"tcpdump reads it otherwise: {said}")
