@@ -80,6 +80,12 @@ impl Meaning {
         // One that was asked for alone is not left out.
         let has_v6 = facts.has_ipv6 || !options.v4;
         let v6 = (options.v6 && v6_fits && has_v6).then(|| template(true));
+        for (name, template) in [(&options.outbound_if4, &v4), (&options.outbound_if6, &v6)] {
+            let has_none = |template: &Template| template.interface.is_none();
+            if let Some(name) = name.as_ref().filter(|_| template.as_ref().is_some_and(has_none)) {
+                return Err(Stop::Value(format!("External interface not usable: {name} has no address")));
+            }
+        }
         let mac = options.mac.unwrap_or(facts.mac);
         let mapping = Mapping {
             host_loopback_v4: mapped(options.host_loopback.v4, options.map_gateway, v4.as_ref(), ipv4),
@@ -667,6 +673,8 @@ mod tests {
         let outbound = meaning("-o 192.0.2.2 -o 2001:db8::2 --outbound-if4 eth0").network.outbound;
         assert_eq!((outbound.v4, outbound.v6.is_some()), (Some([192, 0, 2, 2].into()), true));
         assert_eq!((outbound.interface_v4.as_deref(), outbound.interface_v6), (Some("eth0"), None));
+        let bare = Options::parse(["--outbound-if4=lo".into()]).unwrap();
+        assert!(Meaning::of(&bare, &facts("")).unwrap_err().to_string().contains("lo has no address"));
         for words in ["-i nope", "--outbound-if6 nope"] {
             let options = Options::parse(words.split_whitespace().map(OsString::from)).unwrap();
             assert!(Meaning::of(&options, &facts("")).unwrap_err().to_string().contains("nope"));
