@@ -568,7 +568,11 @@ impl PortKeeper {
 
     /// The sandbox has ended: every socket is closed here. What the gateway is to close, in batches.
     pub(super) fn release(&mut self) -> Vec<ToGateway> {
-        self.jobs.clear();
+        for job in self.jobs.drain(..) {
+            if let Work::Unreach(reached) = job.work {
+                self.unreached.extend(reached);
+            }
+        }
         self.tickets.clear();
         self.under_way = None;
         let keys: Vec<PublishedKey> =

@@ -609,6 +609,11 @@ fn listeners_inside_are_closed_by_the_gateway_in_their_turn() {
     keeper.begin(false);
     let outcome = keeper.advance(|_, _| Ok(())).unwrap();
     assert_eq!(outcome.unreached, reached);
+    // So has one that is given up.
+    keeper.unreach(reached[..1].to_vec());
+    keeper.release();
+    keeper.begin(false);
+    assert_eq!(keeper.advance(|_, _| Ok(())).unwrap().unreached, reached[..1]);
 }
 
 #[test]
