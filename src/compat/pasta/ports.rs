@@ -100,9 +100,12 @@ pub fn resolve(options: &Options, defaults_auto: bool, ephemeral: PortRange) -> 
     let (tcp, udp) = (read(Letter::TcpIn, &options.tcp)?, read(Letter::UdpIn, &options.udp)?);
     let (tcp_ns, udp_ns) = (read(Letter::TcpOut, &options.tcp_ns)?, read(Letter::UdpOut, &options.udp_ns)?);
     let mut ports = Ports::default();
-    for (wanted, protocol) in [(&tcp, Protocol::Tcp), (&udp, Protocol::Udp)] {
+    for (wanted, outward, protocol) in [(&tcp, &tcp_ns, Protocol::Tcp), (&udp, &udp_ns, Protocol::Udp)] {
+        let reached = outward.named();
         for item in &wanted.items {
-            ports.publish.push(published(options, item, protocol)?);
+            for item in item.beside(&reached) {
+                ports.publish.push(published(options, &item, protocol)?);
+            }
         }
     }
     follow(options, &mut ports, [&tcp, &udp]);
@@ -257,6 +260,14 @@ struct Wanted {
     items: Vec<Item>,
 }
 
+impl Wanted {
+    /// The numbers that are named, on either side.
+    fn named(&self) -> Vec<PortRange> {
+        let named = self.items.iter().filter(|item| !item.tolerant && !item.following);
+        named.flat_map(|item| [item.from, item.to]).collect()
+    }
+}
+
 /// Ports that lead to as many others.
 #[derive(Clone, Debug)]
 struct Item {
@@ -269,6 +280,17 @@ struct Item {
     target: Option<IpAddr>,
     tolerant: bool,
     following: bool,
+}
+
+impl Item {
+    /// What means all leaves out what is named in the other direction.
+    fn beside(&self, named: &[PortRange]) -> Vec<Item> {
+        if !self.tolerant || self.following {
+            return vec![self.clone()];
+        }
+        let pieces = without(self.from, named).into_iter();
+        pieces.map(|piece| Item { from: piece, to: piece, ..self.clone() }).collect()
+    }
 }
 
 /// One of the four options.
@@ -719,6 +741,10 @@ mod tests {
         assert!(error.starts_with("Forwarding configuration conflict: "), "{error}");
         assert!(ports(&[], &[], &["22", "23:22", "22:24"], &[]).is_err());
         assert!(ports(&["5000"], &[], &[], &["5000"]).is_ok());
+        // All of one direction leave out what is named in the other.
+        let named = ports(&["all"], &[], &["5000:6000"], &[]).unwrap();
+        let hosts: Vec<String> = named.publish.iter().map(|spec| spec.host.unwrap().to_string()).collect();
+        assert_eq!(hosts, ["1-4999", "5001-5999", "6001-32767", "61000-65535"]);
         for value in ["127.0.0.1/80", "%lo/80", "*/80", "::1/auto"] {
             let error = ports(&[], &[], &[value], &[]).unwrap_err().to_string();
             assert_eq!(error, format!("Listening address not allowed for -T {value}"));
