@@ -268,9 +268,13 @@ def slirp_mtu(lab):
     for mtu in ("68", "1500", "65520", "65521"):
         slirp = Slirp(lab, "-c", f"--mtu={mtu}")
         check(json.loads(slirp.within("ip -json link show tap0"))[0]["mtu"] == int(mtu), mtu)
-        if mtu != "68":
-            has(slirp.within(f"{CURL} {url(FAR4, 'big')} | sha256sum"), lab.big_digest)
+        what, expected = ("hello", "hello from afar") if mtu == "68" else ("big", lab.big_digest)
+        how = "cat" if mtu == "68" else "sha256sum"
+        has(slirp.within(f"{CURL} {url(FAR4, what)} | {how}"), expected)
         slirp.exits()
+    # As with the original it is the kernel that takes no less.
+    failed = Slirp(lab, "-c", "--mtu=67", ready=False)
+    check(failed.said == b"" and failed.process.wait(timeout=LIMIT) == 1, "an MTU of 67 was taken")
 
 
 @case

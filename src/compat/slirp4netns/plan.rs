@@ -12,10 +12,8 @@ use crate::plan::{
 /// How long idle UDP and ping flows live (libslirp's SO_EXPIRE).
 const UDP_TIMEOUT: Duration = Duration::from_secs(240);
 
-/// What a network can have as its MTU; the interface gets what was asked for.
-const MTU: std::ops::RangeInclusive<u16> = 576..=65520;
-/// The least with IPv6 (RFC 8200, 5).
-const MTU6: u16 = 1280;
+/// The least MTU that a network can have (RFC 791); an interface is given what was asked for, which the kernel may refuse.
+const LEAST_MTU: u16 = 68;
 
 /// Where the DHCP range begins and ends in the subnet.
 const DHCP_FIRST: u32 = 15;
@@ -27,8 +25,7 @@ pub(super) fn plan(options: &Options, id: String) -> Option<Attach> {
     let mac = options.mac.unwrap_or(MacAddr::from_ipv4(v4.sandbox));
     let v6 = Ipv6Layout::slirp(subnet::DEFAULT_SUBNET6).filter(|_| options.ipv6);
     let v6 = v6.map(|v6| Ipv6Layout { sandbox: advertised(v6, mac), ..v6 });
-    let least = if v6.is_some() { MTU6 } else { *MTU.start() };
-    let mtu = options.mtu.clamp(least, *MTU.end());
+    let mtu = options.mtu.max(LEAST_MTU);
     let network = Network {
         name: PRIVATE.to_owned(),
         sharing: None,
@@ -217,12 +214,12 @@ mod tests {
         assert_eq!(v6.sandbox.to_string(), "fd00::11:22ff:fe33:4455");
         assert_eq!((v6.gateway.to_string(), v6.dns.to_string()), ("fd00::2".into(), "fd00::3".into()));
         assert!(plan.interface.extras.v6_by_advertisement);
-        assert_eq!((plan.network.mtu, plan.interface.extras.mtu), (1280, Some(600)));
+        assert_eq!((plan.network.mtu, plan.interface.extras.mtu), (600, None));
     }
 
     #[test]
     fn the_interface_has_the_mtu_that_was_asked_for_where_the_network_cannot() {
-        for (asked, network, interface) in [(1500, 1500, None), (65521, 65520, Some(65521)), (1, 576, Some(1))] {
+        for (asked, network, interface) in [(1500, 1500, None), (65521, 65521, None), (1, 68, Some(1))] {
             let plan = plan_of(Options { mtu: asked, ..options() });
             assert_eq!((plan.network.mtu, plan.interface.extras.mtu), (network, interface), "{asked}");
         }
