@@ -121,6 +121,21 @@ impl World {
         }
     }
 
+    /// The client's datagrams arrive. It sends until they do: the kernel takes packets for a new IPv6 address only once a
+    /// work queue of its own has run.
+    #[track_caller]
+    fn until_heard(&mut self, client: &UdpSocket, to: SocketAddr, heard: impl Fn(&World) -> bool) {
+        let mut again = Instant::now();
+        self.until(|world| {
+            if again <= Instant::now() {
+                // Refused as long as the address is not there.
+                let _ = client.send_to(b"x", to);
+                again += Duration::from_millis(200);
+            }
+            heard(world).then_some(())
+        });
+    }
+
     #[track_caller]
     fn answer(&mut self, client: &UdpSocket) -> (Vec<u8>, SocketAddr) {
         let mut buffer = [0; 2048];
@@ -563,21 +578,14 @@ fn clients_elsewhere_go_through_the_link_if_they_may_and_hear_the_address_they_w
     world.publish_from(&["192.0.2.1/32", "2001:db8::1/128"], &front, true, service.port);
     let port = front.local_addr().unwrap().port();
     let generation = world.side().fronts[0].generation;
-    for (nth, (own, to)) in [("192.0.2.1", "192.0.2.2"), ("[2001:db8::1]", "2001:db8::2")].into_iter().enumerate() {
+    for (own, to) in [("192.0.2.1", "192.0.2.2"), ("[2001:db8::1]", "2001:db8::2")] {
         let client = socket(&format!("{own}:0"));
         let local: IpAddr = to.parse().unwrap();
         client.connect((local, port)).unwrap();
         // This world's link has no room.
         let no_room = |world: &World| world.gateway.counters().dropped(DropReason::NoRoom);
-        let (before, mut again) = (no_room(&world), Instant::now());
-        world.until(|world| {
-            // The kernel takes packets for a new IPv6 address only once a work queue of its own has run.
-            if again <= Instant::now() {
-                client.send(b"x").unwrap();
-                again += Duration::from_millis(200);
-            }
-            (no_room(world) > before).then_some(())
-        });
+        let before = no_room(&world);
+        world.until_heard(&client, SocketAddr::new(local, port), |world| no_room(world) > before);
         let path = ReplyPath { socket: 0, generation, local: Some(local) };
         let datagram = Datagram { payload: b"aabb", segment: 2, hop_limit: 9, tos: 0xb8, dont_fragment: false };
         world.host.published_send(path, client.local_addr().unwrap(), datagram).unwrap();
@@ -585,8 +593,10 @@ fn clients_elsewhere_go_through_the_link_if_they_may_and_hear_the_address_they_w
             assert_eq!(world.answer(&client), (expected.to_vec(), SocketAddr::new(local, port)));
         }
         let stranger = socket(&SocketAddr::new(local, 0).to_string());
-        stranger.send_to(b"x", (own.trim_matches(['[', ']']), port)).unwrap();
-        world.until(|world| (world.side().stats().not_allowed == nth as u64 + 1).then_some(()));
+        let own: IpAddr = own.trim_matches(['[', ']']).parse().unwrap();
+        let not_allowed = |world: &World| world.side().stats().not_allowed;
+        let before = not_allowed(&world);
+        world.until_heard(&stranger, SocketAddr::new(own, port), |world| not_allowed(world) > before);
     }
     let client = socket("127.0.0.1:0");
     client.send_to(b"x", ("127.0.0.1", port)).unwrap();
