@@ -564,11 +564,11 @@ pub(super) fn remove_pid_file(path: &Path) {
 }
 
 /// Without the network that it was attached for there is nothing left to do; another one it may go on without.
-fn go_on_without(GaveUp { network, is_private, how }: GaveUp) -> Result<(), SandboxError> {
+fn go_on_without(GaveUp { network, is_private, why }: GaveUp) -> Result<(), SandboxError> {
     if is_private {
-        return Err(SandboxError::Inside(format!("the gateway died again and again ({how})")));
+        return Err(SandboxError::Inside(why));
     }
-    tracing::error!("the gateway died again and again ({how}): the namespace goes on without the network {network}");
+    tracing::error!("{why}: the namespace goes on without the network {network}");
     Ok(())
 }
 

@@ -439,9 +439,9 @@ pub(super) fn round_up(timeout: Option<Duration>) -> PollTimeout {
     milliseconds.map_or(PollTimeout::NONE, |t| PollTimeout::try_from(t).unwrap_or(PollTimeout::MAX))
 }
 
-fn go_on_without(GaveUp { network, is_private, how }: &GaveUp) {
+fn go_on_without(GaveUp { network, is_private, why }: &GaveUp) {
     let network = if *is_private { "a network".to_owned() } else { format!("the network {network}") };
-    tracing::error!("the gateway died again and again ({how}): the command goes on without {network}");
+    tracing::error!("{why}: the command goes on without {network}");
 }
 
 /// Wait for a child that is about to end, and kill it when it does not.

@@ -16,6 +16,7 @@
 //! found, and handed the same. Its connections are lost, the sandbox goes on. Before the next one gets the link, what
 //! went through the dead one is reset inside, for which the agent has [`RESET`]: so nothing new is hit, and nothing old
 //! is left to wait. One that dies before any has carried a frame is an error: it would not be different the next time.
+//! Nor would it be where the interface itself has been taken away inside.
 //! Only a shared gateway may have been about to end when it was found, or may be dying, so another is looked for, up to [`SEARCH`].
 //! After [`REPLACEMENTS`] within [`WINDOW`] no more are started.
 use std::collections::VecDeque;
@@ -38,7 +39,7 @@ use crate::control::state::StateDir;
 use crate::control::wire::WireError;
 use crate::plan::{HostView, InterfaceExtras, LinkChoice, LinkKind, Logging, MacAddr, Network, Seat};
 use crate::sys::scm::ScmError;
-use crate::sys::tun;
+use crate::sys::tun::{self, TapError};
 
 /// How long the processes of a sandbox may take to end after their sockets are closed, before they are killed.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
@@ -66,7 +67,7 @@ pub(super) enum Fate {
     Replaced(String),
     /// It has never worked, and will not; why.
     Failed(String),
-    /// It died once too often; how.
+    /// It died once too often, or there is nothing left to carry frames by; a sentence.
     GaveUp(String),
 }
 
@@ -339,13 +340,24 @@ impl Uplink {
             self.start_at = Some(now + PAUSE);
             return Fate::Again;
         }
+        if self.is_link_gone() {
+            return Fate::GaveUp(format!("the interface {} was removed", self.seat.endpoint.ifname));
+        }
         if !self.replacements.allow(now) {
-            return Fate::GaveUp(how);
+            return Fate::GaveUp(format!("the gateway died again and again ({how})"));
         }
         self.died_at = Some(now);
         self.start_at = Some(now);
         self.resetting = Some(now + RESET);
         Fate::Replaced(how)
+    }
+
+    /// Has the interface been taken away inside? Of a packet socket's it is not known.
+    fn is_link_gone(&self) -> bool {
+        let Some(KeptLink { kind: LinkKind::Tap | LinkKind::PlainTap, fd: Some(fd), .. }) = &self.link else {
+            return false;
+        };
+        matches!(tun::inspect(fd), Err(TapError::NotATap(error)) if error.raw_os_error() == Some(libc::EBADFD))
     }
 
     /// No other gateway is to be started.
@@ -554,6 +566,27 @@ mod tests {
             let extras = InterfaceExtras { mtu: given, ..InterfaceExtras::default() };
             assert_eq!(order_with(&seat, None, LinkChoice::Auto, true, &extras).mtu, wanted);
         }
+    }
+
+    #[test]
+    fn no_other_gateway_is_started_for_an_interface_that_was_removed() {
+        crate::sys::testing::in_namespace(|| {
+            let text = |error: &dyn std::fmt::Display| error.to_string();
+            let mut netlink = crate::sys::netlink::Netlink::open().map_err(|e| text(&e))?;
+            let mut uplink = shared_uplink();
+            uplink.seat.endpoint.ifname = "tl0".to_owned();
+            let fd = Some(tun::Tap::create("tl0").map_err(|e| text(&e))?.into_fd());
+            uplink.keep_link(KeptLink { kind: LinkKind::Tap, fd, mac: None, stays: false });
+            (uplink.gateway, uplink.attached, uplink.has_worked) = (ending(), true, true);
+            let Fate::Replaced(_) = uplink.handle_end(Instant::now()) else { return Err("given up".to_owned()) };
+            let index = netlink.link("tl0").map_err(|e| text(&e))?.index;
+            netlink.delete_link(index).map_err(|e| text(&e))?;
+            (uplink.gateway, uplink.attached) = (ending(), true);
+            match uplink.handle_end(Instant::now()) {
+                Fate::GaveUp(why) if why == "the interface tl0 was removed" => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
     }
 
     /// To a network that others are on, too.

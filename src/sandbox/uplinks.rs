@@ -115,8 +115,8 @@ pub(super) struct GaveUp {
     pub(super) network: String,
     /// It is the sandbox's own.
     pub(super) is_private: bool,
-    /// How its gateway died.
-    pub(super) how: String,
+    /// Why; a sentence.
+    pub(super) why: String,
 }
 
 /// What a caller has asked for, under way.
@@ -394,13 +394,13 @@ impl Uplinks {
                 self.orders.push_back(ToAgent::Reset { order: number, gone });
             }
             Fate::GaveUp(_) if self.all[at].leaving => {}
-            Fate::GaveUp(how) => return Ok(Some(self.give_up(number, how))),
+            Fate::GaveUp(why) => return Ok(Some(self.give_up(number, why))),
         }
         Ok(None)
     }
 
     /// The sandbox goes on without a network.
-    fn give_up(&mut self, number: u64, how: String) -> GaveUp {
+    fn give_up(&mut self, number: u64, why: String) -> GaveUp {
         if self.main == Some(number) {
             // Better refused than accepted by nobody.
             self.ports.release();
@@ -411,7 +411,7 @@ impl Uplinks {
             uplink.give_up();
             (uplink.seat.network.name.clone(), !uplink.is_shared())
         });
-        GaveUp { network, is_private, how }
+        GaveUp { network, is_private, why }
     }
 
     /// The agent has said something that concerns the networks.
@@ -612,7 +612,8 @@ impl Uplinks {
             {
                 // What has worked once does not end for want of another gateway.
                 if self.all[at].has_worked() {
-                    gave_up = gave_up.or(Some(self.give_up(number, error.to_string())));
+                    let why = format!("the gateway died, and there is no other ({error})");
+                    gave_up = gave_up.or(Some(self.give_up(number, why)));
                 } else if self.is_wanted_by_caller(number) {
                     self.undo(error.to_string());
                 } else {
