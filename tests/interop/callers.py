@@ -622,21 +622,22 @@ def example(lab, runtime):
 
 
 class Bundle:
-    """A container of runc by itself."""
+    """A container of runc or crun by itself."""
 
-    def __init__(self, lab, name, annotations, script, resolver=None):
+    def __init__(self, lab, name, annotations, script, resolver=None, runtime="runc"):
         self.lab, self.name, self.path = lab, name, PLACE / "home" / f"bundle-{name}"
+        self.runtime = runtime
         if self.path.exists():
             shutil.rmtree(self.path)
         self.path.mkdir()
         os.chown(self.path, UID, UID)
-        make = [PLACE / "examples/oci/make_bundle.py", self.path, "runc", lab.tapline_itself, *annotations]
+        make = [PLACE / "examples/oci/make_bundle.py", self.path, runtime, lab.tapline_itself, *annotations]
         lab.does(*make, "--", "sh", "-c", script)
         if resolver:
             (self.path / "resolv.conf").write_text(f"nameserver {resolver}\n")
 
     def argv(self, *words):
-        return [*self.lab.as_user(), "runc", "--root", PLACE / "run/runc", *words]
+        return [*self.lab.as_user(), self.runtime, "--root", PLACE / "run" / self.runtime, *words]
 
     def run(self, **more):
         return self.lab.run(self.argv("run", "--bundle", self.path, self.name), **{"cwd": PLACE / "home"} | more)
@@ -712,6 +713,22 @@ def caller_runc_hook_without_poststop(lab):
     os.kill(running.pid, signal.SIGKILL)
     os.kill(state["pid"], signal.SIGKILL)
     running.wait(timeout=LIMIT)
+
+
+@needs("crun", "busybox", own=True)
+def caller_crun_hook_without_capabilities(lab):
+    # crun hides a container's process until its program runs: createRuntime says so, poststart is late enough.
+    log = PLACE / "home/crun-hook.log"
+    words = ["tapline.publish=8080:80", f"run.oci.hooks.stderr={log}"]
+    script = f"until ip addr | grep -q 10.0.2.100; do usleep 10000; done; {FETCH} http://{FAR4}:8000/hello"
+    bundle = Bundle(lab, "bare", words, script, runtime="crun")
+    bundle.run(status=255)
+    has(log.read_text(), "crun hides it until the program runs")
+    path = bundle.path / "config.json"
+    config = json.loads(path.read_text())
+    config["hooks"]["poststart"] = config["hooks"].pop("createRuntime")
+    path.write_text(json.dumps(config))
+    check(bundle.run()[0] == "hello from afar\n", "a way out")
 
 
 @needs("bwrap", own=True)
