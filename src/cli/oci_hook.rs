@@ -17,8 +17,13 @@ use crate::plan::words;
 /// of `tapline attach`. An option that may be repeated takes a list, parted by commas or line ends; a flag takes `true`
 /// or `false`. `tapline.net` with `none` leaves the container without a network.
 ///
-/// Nothing is said but errors, which crun shows nobody: its annotation run.oci.hooks.stderr names a file for them. The container needs a network namespace of its own, and a resolv.conf that names the
-/// network's DNS address, 10.0.2.3 unless another subnet is chosen: mount a file there.
+/// Podman passes on the annotations of an image, so they may be somebody else's choice. None of them names a file or a
+/// descriptor; but they give a container of `--network none` a network, publish ports, and open the host's loopback
+/// (host-loopback, reach). Have this hook for images that you trust.
+///
+/// Nothing is said but errors, which crun shows nobody: its annotation run.oci.hooks.stderr names a file for them. The
+/// container needs a network namespace of its own, and a resolv.conf that names the network's DNS address, 10.0.2.3
+/// unless another subnet is chosen: mount a file there.
 #[derive(Args, Debug)]
 pub struct OciHookArgs {
     /// Which hook this is
@@ -38,6 +43,10 @@ enum Stage {
 }
 
 const VERB: &str = "oci-hook";
+
+/// Besides what belongs to one call: who made the image may have made the annotation, and is to choose no file of the
+/// user's.
+const NOT_BY_ANNOTATION: [&str; 1] = ["pcap"];
 
 impl OciHookArgs {
     /// Does it.
@@ -109,9 +118,16 @@ fn chosen(state: &State, description: &Command) -> Result<Option<Chosen>, Failur
     let mut chosen = Chosen { words: Vec::new(), is_talkative: false };
     let mut seen: Vec<&str> = Vec::new();
     for (key, value) in state.annotations() {
-        let wrong = |text: String| Failure::Usage(VERB, format!("annotation {PREFIX}{key}: {text}"));
+        let wrong = |text: String| {
+            // The runtime shows this on somebody's terminal.
+            let text = format!("annotation {PREFIX}{key}: {text}");
+            Failure::Usage(VERB, text.chars().map(|c| if c.is_control() { '?' } else { c }).collect())
+        };
         let Some((option, arg)) = option(attach, key) else {
-            let nearest = match config::nearest(key, config::keys(attach)) {
+            if attach.get_arguments().any(|arg| arg.get_long() == Some(key)) {
+                return Err(wrong(format!("--{key} is for the command line only")));
+            }
+            let nearest = match config::nearest(key, keys(attach)) {
                 Some(nearest) => format!("; did you mean {PREFIX}{nearest}?"),
                 None => "; the options of `tapline attach` can be chosen, without the hyphens in front".to_owned(),
             };
@@ -137,7 +153,12 @@ fn option<'c>(verb: &'c Command, key: &str) -> Option<(&'c str, &'c Arg)> {
     let is_alias = |arg: &&Arg| arg.get_visible_aliases().is_some_and(|all| all.contains(&key));
     let long = verb.get_arguments().find(is_alias).and_then(Arg::get_long).unwrap_or(key);
     let arg = config::option(verb, long)?;
-    Some((arg.get_long()?, arg))
+    Some((arg.get_long()?, arg)).filter(|(long, _)| !NOT_BY_ANNOTATION.contains(long))
+}
+
+/// All options that an annotation may choose.
+fn keys(attach: &Command) -> impl Iterator<Item = &str> {
+    config::keys(attach).filter(|key| !NOT_BY_ANNOTATION.contains(key))
 }
 
 /// The words that an annotation stands for, or what its value must be.
@@ -229,7 +250,10 @@ mod tests {
     fn a_mistake_is_told_with_its_annotation() {
         for (annotations, sentence) in [
             (r#"{"tapline.publsh":"80"}"#, "annotation tapline.publsh: unknown; did you mean tapline.publish?"),
-            (r#"{"tapline.detach":"true"}"#, "annotation tapline.detach: unknown; "),
+            (r#"{"tapline.detach":"true"}"#, "annotation tapline.detach: --detach is for the command line only"),
+            (r#"{"tapline.pcap":"/home/me/.profile"}"#, "annotation tapline.pcap: --pcap is for the command line only"),
+            (r#"{"tapline.\u001b[2Jx":"true"}"#, "annotation tapline.?[2Jx: unknown"),
+            (r#"{"tapline.name":"a\n\u001b[2J"}"#, "annotation tapline.name: 'a??[2J' is no value"),
             (r#"{"tapline.hostname":"a"}"#, "annotation tapline.hostname: unknown; the options of `tapline attach`"),
             (r#"{"tapline.mtu":"70000"}"#, "annotation tapline.mtu: '70000' is no value for '--mtu"),
             (r#"{"tapline.publish":"89-80"}"#, "annotation tapline.publish: "),
@@ -239,6 +263,24 @@ mod tests {
         ] {
             let error = chosen_by(annotations).unwrap_err();
             assert!(error.starts_with(sentence), "{annotations}: {error}");
+        }
+    }
+
+    /// Whoever adds an option to `attach` decides here whether an image may choose it: none that names a file, a
+    /// descriptor, a process or a namespace.
+    #[test]
+    fn an_annotation_chooses_neither_files_nor_descriptors() {
+        let description = crate::cli::command();
+        let attach = config::subcommand(&description, "attach");
+        let mut may: Vec<&str> = keys(attach).collect();
+        may.sort();
+        let wanted = "add-host allow-metadata default-net dns dns-search expose host-loopback ifname ip ip6 ipv4-only \
+                      ipv6-only link-kind log-format mac mtu name net network-alias no-configure no-dns on outbound-addr \
+                      outbound-interface proxy-protocol publish publish-all publish-from quiet reach subnet subnet6 \
+                      udp-timeout verbose";
+        assert_eq!(may.join(" "), wanted);
+        for key in ["pcap", "pid-file", "ready-fd", "exit-fd", "netns", "userns", "detach", "dry-run"] {
+            assert!(option(attach, key).is_none(), "{key}");
         }
     }
 }

@@ -673,6 +673,8 @@ def caller_runc_hook_that_refuses(lab):
         ("tapline.publsh=80", "annotation tapline.publsh: unknown; did you mean tapline.publish?"),
         ("tapline.mtu=9", "annotation tapline.mtu: '9' is no value"),
         ("tapline.net=host", "'--net host' is for `tapline run`"),
+        # An image's annotations may get here, too.
+        ("tapline.pcap=/tmp/frames", "annotation tapline.pcap: --pcap is for the command line only"),
     ):
         err = Bundle(lab, "bad", [annotation], "echo has begun").run(status=1)[1]
         has(err, sentence)
