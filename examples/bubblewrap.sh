@@ -9,7 +9,14 @@ set -eu
 
 work=$(mktemp -d)
 mkfifo "$work/info" "$work/go"
-trap 'rm -r "$work"' EXIT
+sandbox='' pid=''
+# What waits at the block-fd does not end with bwrap.
+leave() {
+    [ -z "$sandbox" ] || kill "$sandbox" $pid 2>/dev/null || true
+    rm -r "$work"
+}
+trap leave EXIT
+trap 'exit 1' HUP INT TERM
 
 # bwrap shows its sandbox the host's files as it is told to: resolv.conf is to name the network's DNS address.
 echo 'nameserver 10.0.2.3' > "$work/resolv.conf"
@@ -27,9 +34,9 @@ until grep -q . "/proc/$pid/gid_map" 2>/dev/null; do
     kill -0 "$sandbox" 2>/dev/null || exit 1
     sleep 0.05
 done
-"${TAPLINE:-tapline}" attach --detach "$pid" || {
-    kill "$sandbox"
-    exit 1
-}
+"${TAPLINE:-tapline}" attach --detach "$pid" || exit 1
 echo > "$work/go"
-wait "$sandbox"
+status=0
+wait "$sandbox" || status=$?
+sandbox=''
+exit "$status"

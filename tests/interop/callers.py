@@ -200,6 +200,19 @@ class Callers(Lab):
             # It has ended meanwhile.
             return False
 
+    def processes(self, name):
+        """Those of this name that have not ended, whosever they are."""
+        alive = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                number, _, rest = stat.read_text().partition(" (")
+            except OSError:
+                continue
+            comm, _, state = rest.rpartition(") ")
+            if comm == name and not state.startswith("Z"):
+                alive.append(int(number))
+        return alive
+
     def nothing_left(self, before):
         wait_until(lambda: not self.helpers(), f"the end of {self.helpers()}")
         wait_until(lambda: self.everything_that_listens() <= before,
@@ -738,3 +751,7 @@ def caller_bubblewrap(lab):
     script = "ip addr; ip route; cat /etc/resolv.conf; curl -s --max-time 20 http://files.lab.test:8000/hello; exit 7"
     out = lab.run([*lab.as_user(), PLACE / "examples/bubblewrap.sh", "sh", "-c", script], cwd=PLACE / "home", status=7)[0]
     has(out, "inet 10.0.2.100/24", "default via 10.0.2.2 dev tap0", "nameserver 10.0.2.3", "hello from afar\n")
+    # Without its network the sandbox does not wait for ever.
+    words = ["env", "TAPLINE=/bin/false", PLACE / "examples/bubblewrap.sh", "echo", "has begun"]
+    check(lab.run([*lab.as_user(), *words], cwd=PLACE / "home", status=1)[0] == "", "it began without a network")
+    wait_until(lambda: not lab.processes("bwrap"), "the end of bwrap")

@@ -162,6 +162,7 @@ def slirp_mistakes_show_usage_and_reason(lab):
         (["0", "t"], "PID must be a positive integer"),
         (["x", "t"], "PID must be a positive integer"),
         (["--netns-type=path", "/no/such/path", "t"], "existing path expected when --netns-type=path: No such file or directory"),
+        (["--userns-path=/no/such/path", pid, "t"], "userns path doesn't exist: /no/such/path"),
         (["--macaddress=02:11:22:33:44:55", pid, "t"], "--macaddr cannot be specified when --configure or -c is not specified"),
         (["--target-type=x", pid, "t"], '--target-type must be either "netns" or "bess"'),
         ([], ""), ([pid], ""),

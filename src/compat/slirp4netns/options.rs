@@ -274,6 +274,9 @@ impl Typed {
         interfaces: &dyn Interfaces,
         said: &mut String,
     ) -> Result<Options, Mistake> {
+        if let Some(userns) = self.userns.as_deref().filter(|userns| !userns.exists()) {
+            return Err(Mistake::usage(format!("userns path doesn't exist: {}", userns.display())));
+        }
         if self.mac.is_some() && !self.configure {
             return Err(Mistake::usage("--macaddr cannot be specified when --configure or -c is not specified"));
         }

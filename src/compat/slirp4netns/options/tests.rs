@@ -170,6 +170,9 @@ fn the_target_is_a_process_a_path_or_a_descriptor() {
     assert!(usage && reason == "existing path expected when --netns-type=path: No such file or directory", "{reason}");
     let with_userns = options("--userns-path=/proc/self/ns/user 42 t");
     assert_eq!(with_userns.userns, Some("/proc/self/ns/user".into()));
+    // Before everything else that is not an option's own mistake.
+    let missing = ("userns path doesn't exist: /nonexistent".to_owned(), true);
+    assert_eq!(mistake("--userns-path=/nonexistent --macaddress=02:11:22:33:44:55 x"), missing);
 }
 
 #[test]
