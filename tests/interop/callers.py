@@ -486,6 +486,32 @@ def podman_hook(lab, *runtime):
     has(log.read_text() if runtime else said[1], "tapline.publsh: unknown; did you mean tapline.publish?")
 
 
+@needs("podman", "runc", "busybox")
+def caller_podman_killed(lab):
+    """Nobody is left to say that it is over: conmon, who holds the exit fd, the container, and the helper itself."""
+    lab.podman("run", "--detach", "--name", "killed", "--network", "slirp4netns:port_handler=slirp4netns",
+               "--publish", "8080:80", "bb", *SERVE)
+    page(lab, HOST4, 8080, lab.far)
+    for who in ("ConmonPid", "Pid"):
+        os.kill(int(lab.podman("inspect", "--format", "{{.State.%s}}" % who, "killed")), signal.SIGKILL)
+    wait_until(lambda: not lab.helpers(), "the end of the helper")
+    # Podman notices that it has ended, and says so, the first time.
+    lab.does("sh", "-c", "for turn in 1 2 3; do podman rm --force --time 0 killed 2>&1 && break; done")
+    # The same ports at once, and now the helper alone is killed: the container stays, without a network.
+    lab.podman("run", "--detach", "--name", "alone", "--network", "slirp4netns:port_handler=slirp4netns",
+               "--publish", "8080:80", "bb", *SERVE)
+    page(lab, HOST4, 8080, lab.far)
+    for process in lab.helpers():
+        try:
+            os.kill(int(process), signal.SIGKILL)
+        except ProcessLookupError:
+            # It has ended with another.
+            pass
+    wait_until(lambda: not lab.helpers(), "the end of the helper")
+    check("tap0" not in lab.podman("exec", "alone", "ip", "link"), "an interface without a helper")
+    lab.podman("rm", "--force", "--time", "0", "alone")
+
+
 # Buildah
 
 
