@@ -11,7 +11,7 @@
 //! destination when the flow begins, as with UDP. Where the host allows no ping sockets the
 //! sandbox is told that its request is prohibited.
 //!
-//! Timers and limits: a flow ends when it was idle for as long as a UDP flow may be (RFC 5508 REQ-2: a minute at least).
+//! Timers and limits: a flow ends when it was idle for as long as its network says ([`Network::ping_timeout`](crate::plan::Network)).
 //! Each sandbox has at most [`MOST_FLOWS`]; the one idle longest makes room.
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -253,7 +253,7 @@ mod tests {
     use crate::gateway::emit::testing::{PEER, network};
     use crate::gateway::link::Offload;
     use crate::gateway::testing::{HOST_V4, Test, echo_frame};
-    use crate::plan::Network;
+    use crate::plan::{Behaviour, LocalClients, Network};
 
     const A: &str = "10.0.2.100";
     const A6: &str = "fd00::100";
@@ -279,19 +279,30 @@ mod tests {
     }
 
     #[test]
-    fn each_identifier_and_destination_is_a_flow_and_ends_with_the_networks_timeout() {
-        let network = Network { udp_timeout: Duration::from_secs(240), ..network(1500) };
-        let mut test = Test::with(network, Default::default());
+    fn each_identifier_and_destination_is_a_flow_and_ends_after_a_minute() {
+        let mut test = Test::new();
         ping(&mut test, A, "192.0.2.1", 1, 1);
         ping(&mut test, A, "192.0.2.1", 2, 1);
         ping(&mut test, A, "192.0.2.2", 1, 1);
         ping(&mut test, A, "192.0.2.1", 1, 2);
         assert_eq!(test.gateway.flows().2, 3);
         assert_eq!(test.host.echo[0].flow, test.host.echo[3].flow);
-        test.pass(Duration::from_secs(239));
+        test.pass(Duration::from_secs(59));
         assert_eq!(test.gateway.flows().2, 3);
         test.pass(Duration::from_secs(1));
         assert_eq!((test.gateway.flows().2, test.host.echo_closed.len()), (0, 3));
+    }
+
+    #[test]
+    fn on_a_network_of_another_tool_a_flow_ends_when_those_of_udp_do() {
+        let behaviour = Behaviour { local_clients: LocalClients::Link, ..Behaviour::default() };
+        let network = Network { udp_timeout: Duration::from_secs(240), behaviour, ..network(1500) };
+        let mut test = Test::with(network, Default::default());
+        ping(&mut test, A, "192.0.2.1", 1, 1);
+        test.pass(Duration::from_secs(239));
+        assert_eq!(test.gateway.flows().2, 1);
+        test.pass(Duration::from_secs(1));
+        assert_eq!((test.gateway.flows().2, test.host.echo_closed.len()), (0, 1));
     }
 
     #[test]

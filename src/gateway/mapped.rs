@@ -11,7 +11,7 @@ use super::icmp::IcmpError;
 use super::link::{EchoId, HostError, Offload, ReplyPath, Service, UdpId};
 use super::packet::ETHERTYPE_ARP;
 use super::testing::{Test, echo_frame, syn_frame, udp_frame};
-use crate::plan::{Behaviour, HostView, Mapping, Network, Services};
+use crate::plan::{Behaviour, HostView, LocalClients, Mapping, Network, Services};
 
 const OWN: &str = "10.0.2.100:4000";
 const OWN6: &str = "[fd00::100]:4000";
@@ -394,13 +394,25 @@ fn a_denied_host_is_net_unreachable_and_still_answers_pings() {
 
 #[test]
 fn a_network_without_names_drops_what_goes_to_their_address() {
-    let mut test = with(Network { dns_enabled: false, ..network(1500) });
+    let behaviour = Behaviour { local_clients: LocalClients::Link, ..Behaviour::default() };
+    let mut test = with(Network { dns_enabled: false, behaviour, ..network(1500) });
     for to in ["10.0.2.3:53", "10.0.2.3:80"] {
         test.udp(OWN, to, b"x");
         test.syn(OWN, to);
     }
     assert_eq!((test.dropped(DropReason::Refused), test.link.frames.len()), (4, 0));
     assert!(test.host.tcp.is_empty() && test.host.udp.is_empty() && test.host.queries.is_empty());
+    // On tapline's own nobody is kept waiting.
+    let mut test = with(Network { dns_enabled: false, ..network(1500) });
+    for to in ["10.0.2.3:53", "10.0.2.3:80"] {
+        test.udp(OWN, to, b"x");
+        let (src, kind, code, ..) = test.error();
+        assert_eq!((src, kind, code), (ip("10.0.2.3"), 3, 3));
+        test.syn(OWN, to);
+        const RST_ACK: u8 = 0x14;
+        assert_eq!(test.link.one()[47], RST_ACK);
+        test.link.frames.clear();
+    }
 }
 
 /// A network with one service switched off.

@@ -238,7 +238,7 @@ impl Gateway {
         Gateway {
             tcp: tcp::TcpTable::new(now, &network),
             udp: udp::UdpTable::new(network.udp_timeout),
-            echo: echo::EchoTable::new(network.udp_timeout),
+            echo: echo::EchoTable::new(network.ping_timeout()),
             reassembly: reassembly::Reassembler::new(),
             advertiser: ndp::Advertiser::new(now),
             segment: Segment::new(network, host),

@@ -478,10 +478,10 @@ fn ask(
     host: &mut impl Host,
     link: &mut impl Link,
 ) -> Result<(), DropReason> {
-    if !segment.network.dns_enabled {
+    if segment.network.is_silent_without_names() {
         return Err(DropReason::Refused);
     }
-    if udp.dst_port != DNS_PORT {
+    if udp.dst_port != DNS_PORT || !segment.network.dns_enabled {
         icmp::send_error(now, segment, packet.peer, None, IcmpError::PortUnreachable, packet.bytes, link);
         return Err(DropReason::Refused);
     }

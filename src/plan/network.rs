@@ -319,6 +319,19 @@ impl Network {
         }
     }
 
+    /// Is nobody heard at the DNS address, where there are no names? On tapline's own networks the gateway says that
+    /// nobody is there, so that no program waits.
+    pub fn is_silent_without_names(&self) -> bool {
+        !self.dns_enabled && !self.behaviour.is_usual()
+    }
+
+    /// How long a ping flow may be idle: on tapline's own networks no longer than it needs (RFC 5508 REQ-2: a minute),
+    /// elsewhere as long as a UDP flow.
+    pub fn ping_timeout(&self) -> Duration {
+        const NEEDED: Duration = Duration::from_secs(60);
+        if self.behaviour.is_usual() { self.udp_timeout.min(NEEDED) } else { self.udp_timeout }
+    }
+
     /// Does this address stand for the host itself: the gateway's, or one that is mapped?
     pub fn is_host(&self, ip: IpAddr) -> bool {
         self.is_gateway(ip)

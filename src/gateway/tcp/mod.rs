@@ -789,7 +789,7 @@ fn refuse(
 ) -> DropReason {
     let error = match refusal {
         Refusal::Multicast => return DropReason::Multicast,
-        Refusal::DnsOnly if !segment.network.dns_enabled => return DropReason::Refused,
+        Refusal::DnsOnly if segment.network.is_silent_without_names() => return DropReason::Refused,
         Refusal::DnsOnly => {
             wire::refuse(segment, packet, tcp, link);
             return DropReason::Refused;
