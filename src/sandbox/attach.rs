@@ -25,6 +25,7 @@ use std::fs::File;
 use std::io::{PipeWriter, Read, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -551,14 +552,17 @@ impl Waiting {
     }
 }
 
-/// This process's.
+/// This process's. A pipe that nobody reads is an error: no signal would end the wait for somebody.
 pub(super) fn write_pid_file(path: &Path) -> Result<(), SandboxError> {
-    std::fs::write(path, format!("{}\n", getpid())).map_err(SandboxError::io("write the file of --pid-file"))
+    let mut options = File::options();
+    let file = options.create(true).write(true).truncate(true).custom_flags(libc::O_NONBLOCK).open(path);
+    file.and_then(|mut file| writeln!(file, "{}", getpid())).map_err(SandboxError::io("write the file of --pid-file"))
 }
 
-/// Ours only: another supervisor may have written it since.
+/// Ours only: another supervisor may have written it since. What is no file keeps nothing.
 pub(super) fn remove_pid_file(path: &Path) {
-    if std::fs::read_to_string(path).is_ok_and(|text| text.trim() == getpid().to_string()) {
+    let is_file = std::fs::metadata(path).is_ok_and(|meta| meta.is_file());
+    if is_file && std::fs::read_to_string(path).is_ok_and(|text| text.trim() == getpid().to_string()) {
         let _ = std::fs::remove_file(path);
     }
 }
@@ -689,5 +693,21 @@ mod tests {
         let told = |error: SandboxError| told_error(error_text(&error));
         assert!(matches!(told(failure.clone().into()), SandboxError::Port(came) if came == failure));
         assert!(matches!(told(SandboxError::Inside("x".into())), SandboxError::Inside(text) if text == "x"));
+    }
+
+    #[test]
+    fn a_pid_file_that_is_a_pipe_holds_nobody_up() {
+        let path = std::env::temp_dir().join(format!("tapline-pid-pipe-{}", getpid()));
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(write_pid_file(&path).is_err(), "nobody reads");
+        let reader = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+        write_pid_file(&path).unwrap();
+        assert_eq!(std::io::read_to_string(reader).unwrap(), format!("{}\n", getpid()));
+        remove_pid_file(&path);
+        assert!(path.exists(), "it is whose it was");
+        std::fs::remove_file(&path).unwrap();
+        write_pid_file(&path).unwrap();
+        remove_pid_file(&path);
+        assert!(!path.exists());
     }
 }

@@ -24,7 +24,7 @@
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -147,7 +147,8 @@ fn ports_options(options: &Options, meaning: &Meaning) -> ports::Options {
     }
 }
 
-/// See now that the files can be written later, by whom they are to be written.
+/// See now that the files can be written later, by whom they are to be written. A pipe is left alone: whoever reads it
+/// would take what is closed again for its end, and without a reader opening it would wait.
 fn prepare_files(options: &Options, identity: Option<Identity>) -> Result<(), String> {
     if let Some(path) = &options.pid_file {
         create(path, identity).map_err(|error| format!("Couldn't open PID file {}: {error}", path.display()))?;
@@ -159,6 +160,9 @@ fn prepare_files(options: &Options, identity: Option<Identity>) -> Result<(), St
 }
 
 fn create(path: &Path, owner: Option<Identity>) -> io::Result<()> {
+    if fs::metadata(path).is_ok_and(|meta| meta.file_type().is_fifo()) {
+        return Ok(());
+    }
     OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path)?;
     match owner {
         // What is no file of ours alone, like /dev/stdout, stays whose it is.
@@ -221,6 +225,17 @@ fn fail(text: &str) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pipe_in_a_files_place_is_not_opened_before_its_time() {
+        let path = std::env::temp_dir().join(format!("tapline-pasta-pipe-{}", std::process::id()));
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        create(&path, None).unwrap();
+        fs::remove_file(&path).unwrap();
+        create(&path, None).unwrap();
+        assert!(fs::metadata(&path).unwrap().is_file());
+        fs::remove_file(&path).unwrap();
+    }
 
     #[test]
     fn namespaces_are_entered_as_they_were_named() {
