@@ -637,6 +637,14 @@ fn raise_limit() {
     }
 }
 
+/// For so many ports of the host that are followed inside there are descriptors, here and in the gateway: each takes one
+/// for each family, and half of all there are is for what goes through them.
+pub(super) fn room_for_reached() -> usize {
+    raise_limit();
+    let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+    usize::try_from(soft.saturating_sub(OTHER_DESCRIPTORS) / 4).map_or(MOST_FOLLOWED, |room| room.min(MOST_FOLLOWED))
+}
+
 /// Refuses more listeners inside than this process, and the gateway, can have descriptors for.
 fn check_limit(listeners: usize) -> Result<(), PortFailure> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((u64::MAX, u64::MAX));

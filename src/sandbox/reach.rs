@@ -16,12 +16,14 @@
 //! gateway is still closing it. What is opened here is not published by `-p auto`: the agent knows the sockets and the
 //! supervisor the numbers ([`Reacher::numbers`]), and both go by that until the gateway has closed them.
 //!
-//! What the host listens on is not the sandbox's choice, yet there is a limit: [`MOST_FOLLOWED`].
+//! What the host listens on is not the sandbox's choice, yet there is a limit: [`MOST_FOLLOWED`](super::ports::MOST_FOLLOWED),
+//! and fewer where this process may have few descriptors. Where some of those that the agent has opened could not be taken
+//! all the same, there are never more than there were then.
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::listeners::{Listeners, is_on_loopback};
-use super::ports::{Inner, MOST_FOLLOWED};
+use super::ports::{Inner, room_for_reached};
 use crate::plan::{AutoRules, Ports, Protocol, Reach, Reached};
 
 /// How often the host is looked at.
@@ -43,6 +45,8 @@ pub(super) struct Reacher {
     order: Option<u64>,
     /// Could not be opened: when to try again.
     failed: BTreeMap<Inner, Instant>,
+    /// At most so many are wanted.
+    most: usize,
     told_of_limit: bool,
 }
 
@@ -82,6 +86,7 @@ impl Reacher {
             wanted: BTreeMap::new(),
             order: None,
             failed: BTreeMap::new(),
+            most: if is_wanted { room_for_reached() } else { 0 },
             told_of_limit: false,
         }
     }
@@ -123,9 +128,9 @@ impl Reacher {
         if self.order.is_none() {
             let missing = goals.into_iter().filter(|(inner, _)| !self.wanted.contains_key(inner));
             let missing: Vec<(Inner, Reach)> = missing.filter(|(inner, _)| !self.failed.contains_key(inner)).collect();
-            let room = MOST_FOLLOWED.saturating_sub(self.wanted.len());
+            let room = self.most.saturating_sub(self.wanted.len());
             if missing.len() > room && !std::mem::replace(&mut self.told_of_limit, true) {
-                tracing::warn!("--reach auto opens {MOST_FOLLOWED} ports at most: the host listens on more");
+                tracing::warn!("--reach auto opens {} ports at most: the host listens on more", self.most);
             }
             for (inner, reach) in missing.into_iter().take(room) {
                 self.wanted.insert(inner, (reach, State::Asked));
@@ -171,6 +176,13 @@ impl Reacher {
         }
     }
 
+    /// Listeners that the agent has opened are lost for want of descriptors: there are to be no more than are open now.
+    /// True for the first time.
+    pub(super) fn handle_lost(&mut self) -> bool {
+        self.most = self.wanted.values().filter(|(_, state)| *state == State::Open).count();
+        !std::mem::replace(&mut self.told_of_limit, true)
+    }
+
     /// The agent is done with an order: what has not come cannot be had now. False when it is not one of ours.
     pub(super) fn handle_done(&mut self, now: Instant, order: u64) -> bool {
         if self.order.take_if(|ours| *ours == order).is_none() {
@@ -211,6 +223,7 @@ impl Reacher {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ports::MOST_FOLLOWED;
     use super::*;
 
     const TCP: Protocol = Protocol::Tcp;
@@ -309,7 +322,30 @@ mod tests {
     #[test]
     fn a_host_that_listens_everywhere_is_reached_in_part() {
         let found: Vec<Inner> = (1..=2000).map(|port| (TCP, port)).collect();
-        assert_eq!(follow(&mut auto(), &found, &[]).open.len(), MOST_FOLLOWED);
+        let mut reacher = auto();
+        assert!((1..=MOST_FOLLOWED).contains(&reacher.most));
+        reacher.most = 240;
+        assert_eq!(follow(&mut reacher, &found, &[]).open.len(), 240);
+    }
+
+    #[test]
+    fn after_listeners_were_lost_there_are_no_more_than_there_are() {
+        let found: Vec<Inner> = (1..=10).map(|port| (TCP, port)).collect();
+        let mut reacher = auto();
+        assert_eq!(follow(&mut reacher, &found, &[]).open.len(), 10);
+        reacher.handle_ordered(1);
+        for port in 1..=3 {
+            reacher.handle_opened(&opened(same(TCP, port)));
+        }
+        assert!(reacher.handle_lost() && !reacher.handle_lost(), "it is told once");
+        let now = Instant::now();
+        reacher.handle_done(now, 1);
+        let found: BTreeSet<Inner> = found.into_iter().collect();
+        assert_eq!(reacher.follow(now + RETRY, &found, &BTreeSet::new()), Changes::default());
+        // One that goes makes room for another.
+        reacher.follow(now + RETRY, &found, &BTreeSet::from([(TCP, 1)]));
+        reacher.handle_closed(&[opened(same(TCP, 1))]);
+        assert_eq!(reacher.follow(now + RETRY, &found, &BTreeSet::from([(TCP, 1)])).open, [same(TCP, 4)]);
     }
 
     #[test]

@@ -538,8 +538,9 @@ impl Uplinks {
             if !has_started {
                 return Err(failure.into());
             }
-            // Those of the agent are tried again.
-            tracing::warn!("{failure}");
+            if self.reacher.handle_lost() {
+                tracing::warn!("{failure}");
+            }
             return Ok(());
         }
         let come = reached.into_iter().zip(fds);
