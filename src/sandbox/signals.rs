@@ -8,11 +8,16 @@
 //! of its own, in which case the terminal sends it there. Sent on it would come twice. Such signals have SI_KERNEL as
 //! their code (sigaction(2)); what a process sent has SI_USER or another.
 //!
+//! A signal that is blocked arrives even where it is ignored. Those that the caller had ignored, as nohup(1) does with
+//! SIGHUP, end nobody; but SIGTERM, by which others say that they want an end, always does.
+//!
 //! The mask that was in force before is kept for CMD.
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::sys::proc;
 
 /// Those that go on to CMD.
 const FORWARDED: [Signal; 9] = [
@@ -34,12 +39,13 @@ pub(super) struct Arrived {
     pub(super) signal: Signal,
     /// The terminal sent it, to CMD too.
     pub(super) from_terminal: bool,
+    is_ignored: bool,
 }
 
 impl Arrived {
     /// Would it have ended this process, had it not been blocked?
     pub(super) fn ends(self) -> bool {
-        !matches!(self.signal, Signal::SIGWINCH | Signal::SIGCONT | Signal::SIGTSTP)
+        !self.is_ignored && !matches!(self.signal, Signal::SIGWINCH | Signal::SIGCONT | Signal::SIGTSTP)
     }
 }
 
@@ -73,7 +79,8 @@ impl Signals {
     pub(super) fn next(&self) -> Option<Arrived> {
         let info = self.fd.read_signal().ok()??;
         let signal = i32::try_from(info.ssi_signo).ok().and_then(|n| Signal::try_from(n).ok())?;
-        Some(Arrived { signal, from_terminal: info.ssi_code == libc::SI_KERNEL })
+        let is_ignored = signal != Signal::SIGTERM && proc::is_ignored(signal);
+        Some(Arrived { signal, from_terminal: info.ssi_code == libc::SI_KERNEL, is_ignored })
     }
 }
 

@@ -213,6 +213,18 @@ pub fn make_inheritable(fd: &impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Does whoever started this process want it to ignore a signal (nohup(1), a shell's `trap ''`, a job in the background of
+/// a script)?
+pub fn is_ignored(signal: Signal) -> bool {
+    let mut found = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: without a new action sigaction(2) changes nothing, and writes the one in force to `found`.
+    if unsafe { libc::sigaction(signal as libc::c_int, std::ptr::null(), found.as_mut_ptr()) } != 0 {
+        return false;
+    }
+    // SAFETY: it has succeeded, so `found` is written.
+    unsafe { found.assume_init() }.sa_sigaction == libc::SIG_IGN
+}
+
 /// End this process by a signal, as if nothing had been done about it (signal(7)): who waits for it sees that. Where the
 /// signal ends nobody, exits with 128 and its number.
 pub fn die_of(signal: i32) -> ! {

@@ -471,10 +471,17 @@ def slirp_exit_fd(lab):
 @case
 def slirp_signals(lab):
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        slirp = Slirp(lab, "-c")
+        slirp = Slirp(lab, "-c", before=["env", "--default-signal", *POWERLESS])
         slirp.process.send_signal(number)
         check(slirp.process.wait(timeout=LIMIT) == -number, f"{number}: {slirp.process.returncode}")
         lab.within(slirp.box, "! ip link show tap0 2>/dev/null")
+    # What the caller ignores, as nohup does, ends nobody.
+    slirp = Slirp(lab, "-c", before=["env", "--ignore-signal=HUP,INT", *POWERLESS])
+    for number in (signal.SIGHUP, signal.SIGINT):
+        slirp.process.send_signal(number)
+    has(slirp.within(f"{CURL} {url(FAR4, 'hello')}"), "hello from afar")
+    slirp.alive()
+    check(slirp.exits() == 0, slirp.err.read_text())
     # As a shell sees it.
     box = lab.container()
     script = f'{program(lab)} -c {box.pid} tap0 >/dev/null 2>&1 & p=$!; until {{ nsenter -t {box.pid} -U -n --preserve-credentials ip link show tap0 | grep -q UP; }} 2>/dev/null; do sleep 0.05; done; kill $p; wait $p; echo $?'
