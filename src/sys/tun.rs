@@ -244,7 +244,8 @@ impl AsRawFd for Tap {
     }
 }
 
-/// What a descriptor is, which has to be a TAP's without packet information in front of frames.
+/// What a descriptor is, which has to be a TAP's. Whether there is packet information in front of its frames is not to be
+/// had: the bit of IFF_NO_PI says IFF_NOFILTER in the kernel's answer. Whoever hands it over must have made it without.
 pub fn inspect(fd: &OwnedFd) -> Result<TapMake, TapError> {
     let mut request = ifreq("");
     // SAFETY: TUNGETIFF writes one `struct ifreq`, which `request` is; on another kind of file it fails.
@@ -255,10 +256,8 @@ pub fn inspect(fd: &OwnedFd) -> Result<TapMake, TapError> {
     let name = name_of(&request);
     // SAFETY: TUNGETIFF has filled in `ifru_flags`; every bit pattern is a valid integer.
     let flags = c_int::from(unsafe { request.ifr_ifru.ifru_flags });
-    for (flag, label) in [(libc::IFF_TAP, "IFF_TAP"), (libc::IFF_NO_PI, "IFF_NO_PI")] {
-        if flags & flag == 0 {
-            return Err(TapError::Unusable(name, label));
-        }
+    if flags & libc::IFF_TAP == 0 {
+        return Err(TapError::Unusable(name, "IFF_TAP"));
     }
     Ok(TapMake { name, has_header: flags & libc::IFF_VNET_HDR != 0 })
 }
