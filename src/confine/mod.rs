@@ -69,6 +69,15 @@ pub fn supervisor() -> Result<(), ConfineError> {
     caps::keep_only(&[caps::Capability::NetBindService]).map_err(failed("drop capabilities"))
 }
 
+/// Confine an agent that stays in a namespace which its supervisor could not enter again: it can go on making interfaces and
+/// listeners there.
+pub fn agent() -> Result<(), ConfineError> {
+    use caps::Capability::{NetAdmin, NetBindService, NetRaw};
+    let failed = |operation| move |error: io::Error| ConfineError { stage: Stage::Privileges, operation, error };
+    prctl::set_no_new_privs().map_err(|error| failed("no_new_privs")(error.into()))?;
+    caps::keep_only(&[NetBindService, NetAdmin, NetRaw]).map_err(failed("drop capabilities"))
+}
+
 type StageResult = Result<(), (&'static str, io::Error)>;
 
 impl Stage {

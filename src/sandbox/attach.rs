@@ -619,6 +619,7 @@ fn agent(
         let keep: Vec<BorrowedFd<'_>> = opened.fds().chain([supervisor.as_fd()]).collect();
         proc::close_all_fds_in_child(&keep).map_err(|e| format!("cannot close files: {e}"))?;
         set_dumpable(false).map_err(|e| format!("cannot hide from the namespace: {e}"))?;
+        let confines = has_to_enter_now(plan);
         opened.enter().map_err(|e| e.to_string())?;
         // Not earlier: a change of credentials clears it.
         follow(parent)?;
@@ -631,6 +632,9 @@ fn agent(
         }
         let _ = proc::null_stdio(&[0, 1, 2]);
         let _ = chdir("/");
+        if confines {
+            confine::agent().map_err(|e| e.to_string())?;
+        }
         proc::go_idle();
         Attendance::new(supervisor, &plan.ports, reached).wait(None).map(drop)
     };

@@ -30,6 +30,8 @@ pub enum Capability {
     NetBindService = 10,
     /// CAP_NET_ADMIN: make and set up interfaces.
     NetAdmin = 12,
+    /// CAP_NET_RAW: packet sockets.
+    NetRaw = 13,
     /// CAP_SYS_PTRACE: open other processes' namespaces.
     SysPtrace = 19,
     /// CAP_SYS_ADMIN: enter namespaces.

@@ -24,7 +24,7 @@
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -163,12 +163,13 @@ fn create(path: &Path, owner: Option<Identity>) -> io::Result<()> {
     if fs::metadata(path).is_ok_and(|meta| meta.file_type().is_fifo()) {
         return Ok(());
     }
-    OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path)?;
+    let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path)?;
     match owner {
-        // What is no file of ours alone, like /dev/stdout, stays whose it is.
-        Some(owner) if fs::metadata(path)?.is_file() => {
+        // What is no file of ours alone, like /dev/stdout, stays whose it is. By its descriptor: the name may mean
+        // another one by now.
+        Some(owner) if file.metadata()?.is_file() => {
             let (uid, gid) = owner.ids();
-            chown(path, Some(uid), Some(gid))
+            fchown(&file, Some(uid), Some(gid))
         }
         _ => Ok(()),
     }
