@@ -127,7 +127,7 @@ pub(super) enum ToAgent {
     },
     /// Such listeners are closed: who listens there from now on is the sandbox.
     Forget {
-        /// Which.
+        /// At most [`MAX_FDS`](crate::sys::scm::MAX_FDS).
         reached: Vec<Reached>,
     },
     /// A gateway has died: reset the connections that went through it.

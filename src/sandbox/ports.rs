@@ -589,7 +589,7 @@ impl PortKeeper {
     }
 }
 
-/// The messages that hand listeners inside to a gateway: how many each takes of them.
+/// Listeners inside, as many at a time as a message about them takes, with their descriptors or without.
 pub(super) fn reach_batches(reached: &[Reached]) -> impl Iterator<Item = &[Reached]> {
     // Each is far below a hundred bytes.
     reached.chunks(MAX_FDS)

@@ -670,7 +670,8 @@ impl Uplinks {
         self.has_started |= outcome.started;
         if !outcome.unreached.is_empty() {
             self.reacher.handle_closed(&outcome.unreached);
-            self.orders.push_back(ToAgent::Forget { reached: outcome.unreached });
+            let forgotten = reach_batches(&outcome.unreached).map(|some| ToAgent::Forget { reached: some.to_vec() });
+            self.orders.extend(forgotten);
             self.ports.set_reached(self.reacher.numbers().collect());
         }
         if outcome.changed {

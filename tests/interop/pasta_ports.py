@@ -184,6 +184,23 @@ def pasta_ports_by_default_follow_both_sides_and_nothing_goes_in_circles(lab):
 
 
 @case
+def pasta_ports_of_a_host_that_listens_on_many_are_the_sandboxs_again_afterwards(lab):
+    # More than a process has descriptors for by default, and more than one message takes.
+    ports = range(20000, 20900)
+    listening = [socket.create_server(("127.0.0.1", port)) for port in ports]
+    shell = Shell(lab, "-t", "auto", "-T", "auto")
+    inside = lambda: int(shell.does("ss -lntH 'sport >= 20000 and sport < 20900' | wc -l"))  # noqa: E731
+    wait_until(lambda: inside() == 2 * len(ports), "all of them inside", 20)
+    check(not shell.log.read_text(), shell.log.read_text())
+    for listener in listening:
+        listener.close()
+    wait_until(lambda: inside() == 0, "none of them inside", 20)
+    # All of them, for which of them are forgotten late is not known.
+    shell.does(f"python3 -c 'import socket, time; all = [socket.create_server((\"127.0.0.1\", port)) for port in {ports}]; time.sleep(60)' >/dev/null 2>&1 &")
+    wait_until(lambda: all(listens(port) for port in ports[::50]), "the sandbox's ports", 20)
+
+
+@case
 def pasta_ports_are_free_when_the_namespace_is_gone(lab):
     podman = Podman(lab)
     words = ["-t", "8420-8919:1420-1919", "-t", "127.0.0.1/8920-8920:80-80", "-u", "8420-8469:1420-1469", "-T", "none", "-U", "none"]
