@@ -229,7 +229,15 @@ impl Netlink {
         attributes.extend(change.mac.map(|mac| LinkAttribute::Address(mac.to_vec())));
         attributes.extend(change.mtu.map(LinkAttribute::Mtu));
         attributes.extend(change.tx_queue_len.map(LinkAttribute::TxQueueLen));
-        let what = || format!("set {change:?} on interface {index}");
+        let what = || {
+            let words = [
+                change.up.map(|up| if up { "up" } else { "down" }.to_owned()),
+                change.mac.map(|mac| format!("address {}", mac.map(|byte| format!("{byte:02x}")).join(":"))),
+                change.mtu.map(|mtu| format!("MTU {mtu}")),
+                change.tx_queue_len.map(|length| format!("queue length {length}")),
+            ];
+            format!("set {} on interface {index}", words.into_iter().flatten().collect::<Vec<_>>().join(", "))
+        };
         self.request(what, RouteNetlinkMessage::SetLink(message), 0)
     }
 

@@ -53,7 +53,7 @@ pub enum TapError {
     )]
     Name(String),
     /// There is an interface of that name already.
-    #[error("there is an interface {0} in the namespace already: choose another name with --ifname, or remove it")]
+    #[error("there is an interface {0} in the namespace already: choose another name, or remove it")]
     Taken(String),
     /// The device could not be made (TUNSETIFF).
     #[error("cannot make the interface {name}: {}", setiff_reason(.source))]

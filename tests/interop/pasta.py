@@ -256,6 +256,7 @@ def pasta_version_help_and_mistakes(lab):
     has(err, "option '--mtu' requires an argument")
     for words, text in (
         (["-m", "70000"], "MTU 70000 too large (max 65520)"),
+        (["-m", "67", "--config-net"], ", MTU 67 on interface 2: Invalid argument"),
         (["-a", "127.0.0.1"], "Invalid address: 127.0.0.1"),
         (["-n", "33"], "Invalid prefix length: 33"),
         (["-g", "x"], "Invalid gateway address: x"),
