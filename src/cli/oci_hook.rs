@@ -44,6 +44,9 @@ enum Stage {
 
 const VERB: &str = "oci-hook";
 
+/// So many characters are said of an annotation that is wrong, which may be a whole document.
+const MOST_SAID: usize = 500;
+
 /// Besides what belongs to one call: who made the image may have made the annotation, and is to choose no file of the
 /// user's.
 const NOT_BY_ANNOTATION: [&str; 1] = ["pcap"];
@@ -121,7 +124,7 @@ fn chosen(state: &State, description: &Command) -> Result<Option<Chosen>, Failur
         let wrong = |text: String| {
             // The runtime shows this on somebody's terminal.
             let text = format!("annotation {PREFIX}{key}: {text}");
-            Failure::Usage(VERB, text.chars().map(|c| if c.is_control() { '?' } else { c }).collect())
+            Failure::Usage(VERB, text.chars().take(MOST_SAID).map(|c| if c.is_control() { '?' } else { c }).collect())
         };
         let Some((option, arg)) = option(attach, key) else {
             if attach.get_arguments().any(|arg| arg.get_long() == Some(key)) {
@@ -263,6 +266,14 @@ mod tests {
         ] {
             let error = chosen_by(annotations).unwrap_err();
             assert!(error.starts_with(sentence), "{annotations}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_long_mistake_is_cut_short() {
+        let long = "x".repeat(1 << 16);
+        for annotation in [format!(r#"{{"tapline.{long}":""}}"#), format!(r#"{{"tapline.name":"{long}"}}"#)] {
+            assert_eq!(chosen_by(&annotation).unwrap_err().len(), MOST_SAID);
         }
     }
 
