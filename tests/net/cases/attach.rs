@@ -28,9 +28,18 @@ fn target() -> Result<Console, Fault> {
 
 /// `tapline attach OPTIONS`, started, and its first line on --ready-fd read.
 fn attach(options: &[&str]) -> Result<Running, Fault> {
-    let mut command = command(&["attach", "-q", "--host-loopback", "--ready-fd", "1"]);
-    let mut child =
-        command.args(options).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(|e| e.to_string())?;
+    let plain = command(&["attach", "-q", "--host-loopback", "--ready-fd", "1"]);
+    // Tests in the background of a script have SIGINT ignored, and so would it.
+    let mut command = Command::new("env");
+    command.arg("--default-signal=INT").arg(plain.get_program()).args(plain.get_args());
+    command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut child = command
+        .args(options)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|e| e.to_string())?;
     let mut line = String::new();
     let read = BufReader::new(child.stdout.take().ok_or("no stdout")?).read_line(&mut line);
     let child = Running(child);
