@@ -300,8 +300,9 @@ impl<'t> Reading<'t> {
         let start = self.text[..offset(self.text, part)].chars().count();
         SpecError {
             what: self.what,
-            text: self.text.chars().map(visible).collect(),
-            fault: fault.into(),
+            text: shown(self.text),
+            // It may quote some of the text.
+            fault: shown(&fault.into()),
             place: Some((start, part.chars().count().max(1))),
         }
     }
@@ -313,7 +314,7 @@ impl<'t> Reading<'t> {
         // A sign is taken by `parse`, but is not a digit.
         match part.bytes().all(|b| b.is_ascii_digit()).then(|| part.parse::<u16>()) {
             Some(Ok(port @ 1..)) => Ok(port),
-            _ => Err(self.fault(part, format!("'{}' is not a port number (1 to 65535)", shown(part)))),
+            _ => Err(self.fault(part, format!("'{part}' is not a port number (1 to 65535)"))),
         }
     }
 
@@ -335,7 +336,7 @@ impl<'t> Reading<'t> {
             Some((rest, word)) if word.eq_ignore_ascii_case("tcp") => Ok((rest, Protocol::Tcp)),
             Some((rest, word)) if word.eq_ignore_ascii_case("udp") => Ok((rest, Protocol::Udp)),
             Some((_, "")) => Err(self.fault(rest_from(part, &part[part.len()..]), "a protocol is missing: tcp or udp")),
-            Some((_, word)) => Err(self.fault(word, format!("'{}' is no protocol: tcp or udp", shown(word)))),
+            Some((_, word)) => Err(self.fault(word, format!("'{word}' is no protocol: tcp or udp"))),
         }
     }
 
@@ -344,12 +345,10 @@ impl<'t> Reading<'t> {
             Some("v1") => ProxyVersion::V1,
             Some("v2") => ProxyVersion::V2,
             Some(word) => {
-                return Err(
-                    self.fault(word, format!("'{}' is no version of the PROXY protocol: v1 or v2", shown(word)))
-                );
+                return Err(self.fault(word, format!("'{word}' is no version of the PROXY protocol: v1 or v2")));
             }
             None => {
-                let fault = format!("'{}' is no option of a port: proxy=v1 and proxy=v2 are", shown(options));
+                let fault = format!("'{options}' is no option of a port: proxy=v1 and proxy=v2 are");
                 return Err(self.fault(options, fault));
             }
         };
@@ -395,7 +394,7 @@ impl<'t> Reading<'t> {
         let Ok(address) = word.parse::<Ipv6Addr>() else {
             let fault = match word.contains('%') {
                 true => "a zone cannot be given: addresses of one link cannot be published at".to_owned(),
-                false => format!("'{}' is not an IPv6 address, which is what brackets are for", shown(word)),
+                false => format!("'{word}' is not an IPv6 address, which is what brackets are for"),
             };
             return Err(self.fault(word, fault));
         };
@@ -405,10 +404,7 @@ impl<'t> Reading<'t> {
             None => return Err(self.fault(rest, "a colon is needed behind the bracket: [ADDRESS]:[HOSTPORT]:PORT")),
         };
         match ports.split_once(':') {
-            None => {
-                Err(self
-                    .fault(ports, format!("a second colon is needed: [{word}]::{} for any free port", shown(ports))))
-            }
+            None => Err(self.fault(ports, format!("a second colon is needed: [{word}]::{ports} for any free port"))),
             Some((_, sandbox)) if sandbox.contains(':') => {
                 Err(self.fault(sandbox, "too many parts: [ADDRESS]:[HOSTPORT]:PORT"))
             }
@@ -434,10 +430,8 @@ impl<'t> Reading<'t> {
                 self.fault(word, "too many parts, or an IPv6 address without brackets: [ADDRESS]:[HOSTPORT]:PORT")
             );
         }
-        Err(self.fault(
-            word,
-            format!("'{}' is not an IPv4 address, like 127.0.0.1, nor an IPv6 address in brackets", shown(word)),
-        ))
+        Err(self
+            .fault(word, format!("'{word}' is not an IPv4 address, like 127.0.0.1, nor an IPv6 address in brackets")))
     }
 
     /// Could a socket be bound to it?
@@ -563,6 +557,7 @@ mod tests {
             ("80/udp,proxy=v1", "not UDP", "       ^^^^^^^^"),
             ("ü:80", "'ü' is not a port number", "^"),
             ("80\u{1b}[2J", "'80?[2J' is not", "^^^^^^"),
+            ("127.0.0.1:53\u{1b}", "needs two colons: 127.0.0.1::53? for", "^^^^^^^^^"),
         ];
         for (text, fault, caret) in cases {
             let error = PublishSpec::parse(text).unwrap_err().to_string();
