@@ -162,7 +162,8 @@ fn an_interface_name_that_is_taken_is_told() -> Result<(), Fault> {
         .map_err(|e| e.to_string())?;
     same(&text(&out.stderr), out.status.code(), Some(0))?;
     for link in ["tap", "packet"] {
-        home.fails(command(&["attach", "--link-kind", link, "--ifname", "same0", &pid]), &["same0", "--ifname"])?;
+        let again = command(&["attach", "--link-kind", link, "--ifname", "same0", &pid]);
+        home.fails(again, &["same0", "choose another name"])?;
     }
     same("the first is still there", target.ask(&["interfaces"])?.as_str(), "lo same0")?;
     let out = command(&["stop", "first-here"]).output().map_err(|e| e.to_string())?;
