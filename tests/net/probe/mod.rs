@@ -67,6 +67,7 @@ pub fn probe(words: &[&str]) -> Result<String, String> {
         ["source", to] => source(to),
         ["hold", to] => hold(to),
         ["held", bytes] => held(number(bytes)?),
+        ["held-read-to-end"] => held_read_to_end(),
         ["print", path] => {
             std::fs::read_to_string(path).map(|t| t.trim_end().to_owned()).map_err(|e| format!("{path}: {e}"))
         }
@@ -148,7 +149,10 @@ fn tcp_many(to: &str, count: usize) -> Result<String, String> {
 
 /// Read until the other side ends, however it does.
 fn tcp_read_to_end(to: &str) -> Result<String, String> {
-    let mut stream = open(to)?;
+    read_to_end(&mut open(to)?)
+}
+
+fn read_to_end(stream: &mut TcpStream) -> Result<String, String> {
     let mut back = Vec::new();
     match stream.read_to_end(&mut back) {
         Ok(n) => Ok(format!("{n} bytes, then end")),
@@ -297,6 +301,12 @@ fn held(bytes: usize) -> Result<String, String> {
         true => Ok(format!("{bytes} bytes came back")),
         false => Err("something else came back".into()),
     }
+}
+
+/// How the connection that is kept ends.
+fn held_read_to_end() -> Result<String, String> {
+    let mut held = HELD.lock().map_err(|e| e.to_string())?;
+    read_to_end(held.as_mut().ok_or("nothing is held")?)
 }
 
 /// Which address would be the source of a packet there.
