@@ -51,6 +51,12 @@ pub struct AttachArgs {
     #[arg(long)]
     detach: bool,
 
+    /// Refuse to work where tapline's own processes cannot be confined in full
+    ///
+    /// Without it they are confined as far as the kernel allows, and a line says what is missing.
+    #[arg(long)]
+    require_confinement: bool,
+
     /// Print what would be done, and do nothing
     #[arg(long, value_name = "FORMAT", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "text")]
     dry_run: Option<Format>,
@@ -127,6 +133,7 @@ impl AttachArgs {
             hostfwd_socket: None,
             outlives_target: false,
             confined: false,
+            require_confinement: self.require_confinement,
             exit_fd: self.exit_fd,
             pid_file: self.pid_file.clone(),
             detach: self.detach,

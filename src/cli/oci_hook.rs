@@ -287,8 +287,8 @@ mod tests {
         may.sort();
         let wanted = "add-host allow-metadata default-net dns dns-search expose host-loopback ifname ip ip6 ipv4-only \
                       ipv6-only link-kind log-format mac mtu name net network-alias no-configure no-dns on outbound-addr \
-                      outbound-interface proxy-protocol publish publish-all publish-from quiet reach subnet subnet6 \
-                      udp-timeout verbose";
+                      outbound-interface proxy-protocol publish publish-all publish-from quiet reach require-confinement subnet \
+                      subnet6 udp-timeout verbose";
         assert_eq!(may.join(" "), wanted);
         for key in ["pcap", "pid-file", "ready-fd", "exit-fd", "netns", "userns", "detach", "dry-run"] {
             assert!(option(attach, key).is_none(), "{key}");

@@ -37,6 +37,12 @@ pub struct RunArgs {
     #[arg(long)]
     locked: bool,
 
+    /// Refuse to work where tapline's own processes cannot be confined in full
+    ///
+    /// Without it they are confined as far as the kernel allows, and a line says what is missing.
+    #[arg(long)]
+    require_confinement: bool,
+
     /// Print what would be done, and do nothing
     #[arg(long, value_name = "FORMAT", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "text")]
     dry_run: Option<Format>,
@@ -161,6 +167,7 @@ impl RunArgs {
             map_user: self.map_user,
             ports,
             locked: self.locked,
+            require_confinement: self.require_confinement,
             pcap: network.pcap(mode),
             logging: self.logging.resolve(),
             surroundings: plan::Surroundings::default(),

@@ -42,6 +42,20 @@ pub enum Stage {
     Limits,
 }
 
+/// A stage that could not be had here; what it takes away is still possible.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lack {
+    /// Which.
+    pub stage: Stage,
+    /// What is missing, and why; for the person.
+    pub sentence: String,
+}
+
+/// What supervisors are told of them.
+pub fn sentences(lacks: &[Lack]) -> Vec<String> {
+    lacks.iter().map(|lack| lack.sentence.clone()).collect()
+}
+
 /// A stage did not work.
 #[derive(Debug, thiserror::Error)]
 #[error("the process cannot confine itself: {operation}: {error}")]
@@ -54,12 +68,13 @@ pub struct ConfineError {
     pub error: io::Error,
 }
 
-/// Confine a gateway. Call it before any thread is started.
-pub fn gateway() -> Result<(), ConfineError> {
+/// Confine a gateway; gives what this kernel, or whatever surrounds us, has no room for. Call it before any thread is
+/// started.
+pub fn gateway() -> Result<Vec<Lack>, ConfineError> {
     for stage in [Stage::Privileges, Stage::Memory, Stage::Surroundings, Stage::Limits] {
         stage.enter().map_err(|(operation, error)| ConfineError { stage, operation, error })?;
     }
-    Ok(())
+    Ok(Vec::new())
 }
 
 /// Confine a supervisor whose sandbox is in place.

@@ -251,7 +251,7 @@ mod tests {
             printf %s "$text" >&$2"#;
         let gateway = shell(script);
         match gateway.connection().recv().unwrap() {
-            Some(FromGateway::Attached) => {}
+            Some(FromGateway::Attached { .. }) => {}
             other => panic!("{other:?}"),
         }
         assert_eq!(gateway.stop(Duration::from_secs(5)).unwrap().status().unwrap().code(), Some(0));

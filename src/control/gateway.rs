@@ -99,14 +99,25 @@ fn inherited(number: i32, check: impl Fn(&OwnedFd) -> io::Result<()>) -> Result<
 }
 
 fn private(attach: OwnedFd) -> Result<(), GatewayError> {
-    if let Err(error) = confine::gateway() {
-        refuse(&attach, &error.to_string())?;
-        return Err(error.into());
-    }
+    let lacks = match confine::gateway() {
+        Ok(lacks) => lacks,
+        Err(error) => {
+            refuse(&attach, &error.to_string())?;
+            return Err(error.into());
+        }
+    };
     let start_worker = Box::new(Worker::start);
     serve_one(
         attach,
-        Setup { start_worker, check_link, shared: false, first_word: None, linger: LINGER, service: SERVICE },
+        Setup {
+            start_worker,
+            check_link,
+            shared: false,
+            first_word: None,
+            linger: LINGER,
+            service: SERVICE,
+            lacks: confine::sentences(&lacks),
+        },
     )
 }
 
@@ -120,7 +131,7 @@ fn shared(listener: OwnedFd) -> Result<(), GatewayError> {
         proc::exit_now(i32::from(!is_ready));
     }
     drop(ready);
-    confine::gateway()?;
+    let lacks = confine::gateway()?;
     SockRef::from(&listener).listen(BACKLOG).map_err(failed("listen"))?;
     // When nobody reads it, whoever started this has given up and starts another.
     say_ready.write_all(&[1]).map_err(failed("say that it is ready"))?;
@@ -133,6 +144,7 @@ fn shared(listener: OwnedFd) -> Result<(), GatewayError> {
         first_word: Some(FIRST_WORD),
         linger: LINGER,
         service: SERVICE,
+        lacks: confine::sentences(&lacks),
     };
     serve_many(listener, setup)
 }

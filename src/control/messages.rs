@@ -97,7 +97,11 @@ pub enum ToGateway {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum FromGateway {
     /// Frames are being carried.
-    Attached,
+    Attached {
+        /// What the gateway could not give up, and why; a sentence for each. Empty when it is confined in full.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        lacks: Vec<String>,
+    },
     /// The sandbox cannot be served; one sentence for the person.
     Refused {
         /// What, why, what to do.

@@ -227,6 +227,9 @@ pub struct Run {
     pub ports: Ports,
     /// CMD without capabilities over its network and mounts.
     pub locked: bool,
+    /// Refuse to work where a gateway, agent or supervisor could not be confined in full.
+    #[serde(default)]
+    pub require_confinement: bool,
     /// Where every frame is written down, for mode `private` (pcap; see [`observe::capture`](crate::observe::capture)).
     pub pcap: Option<PathBuf>,
     /// What is said.
@@ -340,6 +343,9 @@ pub struct Attach {
     /// When it works, give up every capability but that to bind ports below 1024, and the ways to gain others.
     #[serde(default)]
     pub confined: bool,
+    /// As in [`Run`].
+    #[serde(default)]
+    pub require_confinement: bool,
     /// End when this descriptor hangs up.
     pub exit_fd: Option<RawFd>,
     /// Where the supervisor's PID is written.

@@ -111,6 +111,9 @@ pub enum SandboxError {
     /// The command cannot be executed.
     #[error(transparent)]
     Command(#[from] command::BadCommand),
+    /// `--require-confinement`, and something is missing.
+    #[error("--require-confinement: {0}")]
+    Unconfined(String),
     /// A process inside failed; its sentence.
     #[error("{0}")]
     Inside(String),

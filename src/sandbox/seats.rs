@@ -41,6 +41,8 @@ pub(super) struct About {
     pub(super) default_net: Option<String>,
     /// `--on`.
     pub(super) publish_on: Option<String>,
+    /// `--require-confinement`.
+    pub(super) require_confinement: bool,
 }
 
 impl About {
@@ -58,6 +60,7 @@ impl About {
             names: Some(plan.names.clone()),
             default_net: plan.default_net.clone(),
             publish_on: plan.publish_on.clone(),
+            require_confinement: plan.require_confinement,
         }
     }
 
@@ -75,6 +78,7 @@ impl About {
             names: Some(plan.names.clone()),
             default_net: plan.default_net.clone(),
             publish_on: plan.publish_on.clone(),
+            require_confinement: plan.require_confinement,
         }
     }
 }
@@ -297,6 +301,7 @@ mod tests {
             names: None,
             default_net: None,
             publish_on: None,
+            require_confinement: false,
         };
         let of_network: Vec<IpAddr> = vec!["192.0.2.53".parse().unwrap()];
         let place = Place {

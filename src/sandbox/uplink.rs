@@ -293,9 +293,9 @@ impl Uplink {
                 tracing::error!("{error}");
                 Ok(None)
             }
-            Ok(Some(FromGateway::Attached)) => {
+            Ok(Some(attached @ FromGateway::Attached { .. })) => {
                 (self.attached, self.has_worked) = (true, true);
-                Ok(Some(FromGateway::Attached))
+                Ok(Some(attached))
             }
             Ok(Some(refused @ FromGateway::Refused { .. })) => {
                 self.was_refused = true;

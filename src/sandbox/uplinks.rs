@@ -67,6 +67,7 @@ use crate::names::directory;
 use crate::plan::{Join, LinkKind, Mode, PortFailure, Ports, Protocol, PublishSpec, Published, Reached, Seat};
 use crate::sys::scm::{self, MAX_FDS};
 
+mod attached;
 mod changes;
 mod entry;
 
@@ -140,6 +141,7 @@ pub(super) struct Uplinks {
     about: About,
     states: StateDir,
     watch: Option<HostWatch>,
+    told_lacks: BTreeSet<String>,
     /// The sandbox in the state directory.
     pub(super) record: Record,
     /// In the order of the seats.
@@ -200,6 +202,7 @@ impl Uplinks {
             about,
             states,
             watch,
+            told_lacks: BTreeSet::new(),
             record,
             numbers: all.len() as u64,
             all,
@@ -345,7 +348,7 @@ impl Uplinks {
             message => message?,
         };
         match message {
-            Some(FromGateway::Attached) => self.handle_attached(number),
+            Some(FromGateway::Attached { lacks }) => return self.handle_attached(number, lacks),
             // It ends now, which is heard next.
             Some(FromGateway::Refused { reason }) if self.all[at].has_worked() => {
                 tracing::error!("the new gateway cannot serve the sandbox: {reason}");
@@ -778,15 +781,6 @@ impl Uplinks {
     }
 
     /// A gateway carries frames.
-    fn handle_attached(&mut self, number: u64) {
-        if self.living.is_none() && self.at(number).is_some_and(|at| self.all[at].is_shared()) {
-            self.living = self.states.show_life();
-        }
-        if self.is_wanted_by_caller(number) {
-            self.finish_connect();
-        }
-    }
-
     /// Whose gateway is to serve ports and the API.
     fn choose_main(&self) -> Option<u64> {
         let candidates = || self.all.iter().filter(|uplink| !uplink.leaving);

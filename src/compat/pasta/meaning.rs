@@ -228,6 +228,7 @@ impl Meaning {
             hostfwd_socket: None,
             outlives_target: options.outlives_netns,
             confined: true,
+            require_confinement: false,
             exit_fd: None,
             pid_file: options.pid_file.clone(),
             detach: !options.foreground,
@@ -254,6 +255,7 @@ impl Meaning {
             map_user: plan::MapUser::Root,
             ports,
             locked: false,
+            require_confinement: false,
             pcap: options.pcap.clone(),
             logging: logging(options),
             surroundings: plan::Surroundings {

@@ -89,6 +89,7 @@ pub(super) fn plan(options: &Options, id: String) -> Option<Attach> {
         hostfwd_socket: options.api_socket.clone(),
         outlives_target: true,
         confined: options.sandbox,
+        require_confinement: false,
         exit_fd: options.exit_fd,
         pid_file: None,
         detach: false,

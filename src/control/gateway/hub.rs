@@ -75,6 +75,8 @@ pub struct Setup {
     pub linger: Duration,
     /// How long a worker may take to serve an endpoint.
     pub service: Duration,
+    /// What this process could not give up, for its supervisors.
+    pub lacks: Vec<String>,
 }
 
 /// See the top of this file.
@@ -363,7 +365,7 @@ impl Hub {
                 return Err(gone.into());
             }
         }
-        let result = wire::send(&*attach, &FromGateway::Attached, &[]);
+        let result = wire::send(&*attach, &FromGateway::Attached { lacks: self.setup.lacks.clone() }, &[]);
         tokio::spawn(mouth::speak(Arc::clone(&attach), said));
         self.tell(self.names.attach(place.connection, &network, &endpoint));
         let said = place.mouth.queue().clone();

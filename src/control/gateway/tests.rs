@@ -53,7 +53,18 @@ fn setup(shared: bool, linger: Duration) -> (Setup, sync_mpsc::Receiver<WorkerSi
         started.send(WorkerSide { events, commands, _poll: poll }).map_err(|_| io::Error::other("the test is over"))?;
         Ok(sender)
     });
-    (Setup { start_worker, check_link: |_, _| Ok(()), shared, first_word: None, linger, service: PATIENCE }, workers)
+    (
+        Setup {
+            start_worker,
+            check_link: |_, _| Ok(()),
+            shared,
+            first_word: None,
+            linger,
+            service: PATIENCE,
+            lacks: Vec::new(),
+        },
+        workers,
+    )
 }
 
 /// A private gateway's control thread, with the supervisor's and the worker's ends in the test's hands.
@@ -88,7 +99,7 @@ impl Bench {
             }
             other => panic!("{other:?}"),
         }
-        assert!(matches!(bench.said(), Some(FromGateway::Attached)));
+        assert!(matches!(bench.said(), Some(FromGateway::Attached { .. })));
         bench
     }
 
@@ -634,7 +645,7 @@ fn a_gateway_process_serves_a_tap_and_ends_with_its_connection() {
         let gateway = GatewayProcess::start(command, Vec::new()).map_err(|e| text(&e))?;
         gateway.connection().send(&attach(false), &[tap.as_fd()]).map_err(|e| text(&e))?;
         match gateway.connection().recv().map_err(|e| text(&e))? {
-            Some(FromGateway::Attached) => {}
+            Some(FromGateway::Attached { .. }) => {}
             other => return Err(format!("{other:?}")),
         }
         let begun = Instant::now();

@@ -100,7 +100,7 @@ impl Supervisor {
 
     fn is_attached(&self) {
         match self.said() {
-            Some(FromGateway::Attached) => {}
+            Some(FromGateway::Attached { .. }) => {}
             other => panic!("{other:?}"),
         }
     }
@@ -512,6 +512,7 @@ fn real_workers_serve_several_taps_and_stop_with_the_last() {
             first_word: Some(PATIENCE),
             linger: LINGER,
             service: PATIENCE,
+            lacks: Vec::new(),
         };
         let control = std::thread::spawn(move || serve_many(listener, setup));
         let (front, back) = (network("front", 1), network("back", 2));
@@ -528,7 +529,7 @@ fn real_workers_serve_several_taps_and_stop_with_the_last() {
                 ToGateway::Attach { network, endpoint, link: LinkKind::Tap, host, api: false, capture: false };
             wire::send(&supervisor.0, &message, &[tap.as_fd()]).map_err(|e| text(&e))?;
             match supervisor.said() {
-                Some(FromGateway::Attached) => all.push((supervisor, tap)),
+                Some(FromGateway::Attached { .. }) => all.push((supervisor, tap)),
                 other => return Err(format!("{ifname}: {other:?}")),
             }
         }
