@@ -44,7 +44,7 @@ class Traces:
     def look(self):
         return {
             "processes": processes(), "sockets": sockets(self.place), "interfaces": interfaces("self"),
-            "mounts": set(Path("/proc/self/mountinfo").read_text().splitlines()),
+            "mounts": {" ".join(line.split()[2:6]) for line in Path("/proc/self/mountinfo").read_text().splitlines()},
         }
 
     def state(self):
@@ -138,6 +138,9 @@ def fault(function):
         (base / "run").mkdir(parents=True)
         (base / "run").chmod(0o700)
         lab.environment = before | {"XDG_RUNTIME_DIR": str(base / "run"), "XDG_DATA_HOME": str(base / "data")}
+        if POINTS > 1:
+            # By hand, with patience.
+            signal.alarm(round(signal.alarm(0) * POINTS))
         try:
             for net in ("private", "bridge"):
                 lab.run(lab.program("run", "-q", "--net", net, "--", "true"))
@@ -221,7 +224,9 @@ class Shot:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(victim, signal.SIGKILL)
                     return True
-            if self.process.poll() is not None:
+            self.hear()
+            # It has ended by itself, or what it had to do is done.
+            if self.process.poll() is not None or "1" in self.out or "up" in self.out:
                 return False
         raise Fault(f"{self} has none to kill")
 
@@ -232,13 +237,13 @@ class Shot:
         self.out += (self.process.stdout.read() or b"").decode()
         self.err += (self.process.stderr.read() or b"").decode(errors="replace")
 
-    def settles(self, up="up\n"):
-        """Wait until it has ended, or works in spite of it; which of it. Only a gateway can be replaced."""
+    def settles(self, up="up\n", replaced=("gateway",)):
+        """Wait until it has ended, or works in spite of it, if that is a role whose holder is replaced; which of it."""
 
         def settled():
             ended = self.process.poll() is not None
             self.hear()
-            return "ended" if ended else "works" if up in self.out and self.role == "gateway" else None
+            return "ended" if ended else "works" if up in self.out and self.role in replaced else None
 
         try:
             said = wait_until(settled, "its end", SOON)
@@ -275,7 +280,7 @@ def usual_time(lab, argv, up="up\n", **more):
         took.append(time.monotonic() - begun)
         process.terminate()
         out, err = process.communicate(timeout=LIMIT)
-        check(line == up, f"{argv}: {line}{out}{err}")
+        check(line.startswith(up), f"{argv}: {line}{out}{err}")
     return max(took)
 
 
@@ -364,3 +369,117 @@ def only_gateways(traces):
     """Whoever is there and was not is a gateway of shared networks."""
     shared = below(shared_gateways())
     return all(pid in shared for pid, _ in set(processes()) - set(traces.before["processes"]))
+
+
+class Attached:
+    """What is attached to: a namespace that somebody made, by its process or by a path; the same again unless it has gone."""
+
+    def __init__(self, lab):
+        self.lab, self.path, self.box = lab, lab.scratch / "netns", None
+        self.renew()
+
+    def renew(self):
+        """A namespace, where the last one has gone."""
+        if self.box and self.box.poll() is None:
+            return
+        self.box = self.lab.container()
+
+    def put(self):
+        """The namespace is at the path."""
+        if not self.path.exists():
+            self.path.touch()
+            self.lab.run(["mount", "--bind", f"/proc/{self.box.pid}/ns/net", self.path])
+
+    def unlink(self):
+        self.lab.run(["umount", "-l", self.path])
+        self.path.unlink()
+        return True
+
+    def end(self):
+        self.box.kill()
+        self.box.wait()
+        self.lab.passing.remove(self.box)
+        return True
+
+    def is_bare(self):
+        """No interface is left in it."""
+        return self.box.poll() is not None or interfaces(self.box.pid) == {"lo"}
+
+
+def attached_again(lab, target, argv, traces, shot):
+    """Nothing is left in the namespace, and the same command line works."""
+    try:
+        wait_until(target.is_bare, "the interface to go", SOON)
+        gone = target.box.poll() is not None
+        target.renew()
+        if gone:
+            # Another process is there, and another mount.
+            traces.before |= {"processes": traces.before["processes"] | {
+                key: line for key, line in processes().items() if key[0] == target.box.pid}}
+            traces.before["processes"] = {
+                key: line for key, line in traces.before["processes"].items() if not is_gone(key[0])}
+        traces.settle(files=False)
+        process = lab.spawn(argv(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        line = process.stdout.readline()
+        process.terminate()
+        err = process.communicate(timeout=LIMIT)[1]
+        check(line.startswith("1"), f"the next one said {line}{err}")
+        wait_until(target.is_bare, "the interface of the next one to go", SOON)
+        traces.settle()
+    except Fault as error:
+        raise Fault(f"{shot}: {error}") from error
+
+
+def killed_while_attaching(lab, target, argv, roles, up, survived=("gateway", "agent")):
+    """As killed_at_points; the roles `target` and `path` are its end. `survived` says whose end it survives."""
+    random.seed(SEED)
+    longest = usual_time(lab, argv(), up) * 1.2
+    traces = Traces(lab)
+    seen = {}
+    for role, number in roles.items():
+        for delay in points(number, longest):
+            ends = {"target": target.end, "path": target.unlink}.get(role)
+            if role == "path":
+                target.put()
+            shot = Shot(lab, argv(), role, delay, ends)
+            came = shot.settles(up, survived)
+            if came == "works" and role == "target":
+                shot.ends()
+            elif came == "works":
+                fetch = f"{CURL} --connect-timeout 2 {url(FAR4, 'hello')}"
+                wait_until(lambda: lab.within(target.box, fetch, status=None) == "hello from afar\n", f"the network of {shot}", SOON)
+                shot.ends()
+            if ends and "target" not in survived:
+                # It followed, and was not killed.
+                check(shot.process.returncode in (0, 125), f"{shot}: it ended with {shot.process.returncode}: {shot.err}")
+            lab.passing.remove(shot.process)
+            seen[f"{role} {came}"] = seen.get(f"{role} {came}", 0) + 1
+            if role == "path":
+                target.put()
+            attached_again(lab, target, argv, traces, shot)
+            if role == "path":
+                target.unlink()
+    return f"{sum(seen.values())} points up to {longest * 1000:.0f} ms: " + ", ".join(f"{n} {what}" for what, n in seen.items())
+
+
+@fault
+def fault_killed_while_attaching(lab):
+    target = Attached(lab)
+    words = ["attach", "--ready-fd", "1", "--name", NAME, "-p", f"{PORT}:80"]
+    by_process = lambda: [*POWERLESS, lab.binary, *words, str(target.box.pid)]
+    by_path = lambda: [*POWERLESS, lab.binary, *words, "--netns", str(target.path)]
+    notes = [killed_while_attaching(lab, target, by_process, {"supervisor": 6, "agent": 6, "gateway": 5, "target": 6}, "1\n")]
+    target.put()
+    notes.append(killed_while_attaching(lab, target, by_path, {"path": 6}, "1\n"))
+    return "; ".join(notes)
+
+
+@fault
+def fault_killed_while_slirp4netns_starts(lab):
+    target = Attached(lab)
+    api = lab.scratch / "faults.sock"
+    ready = ["sh", "-c", 'exec 3>&1 >/dev/null; exec "$@"', "sh"]
+    argv = lambda: [*ready, *POWERLESS, program(lab), "-c", "-a", api, "-r", "3", str(target.box.pid), "tap0"]
+    note = killed_while_attaching(lab, target, argv, {"supervisor": 4, "agent": 3, "gateway": 3, "target": 3}, "1", ("gateway", "agent", "target"))
+    api.unlink(missing_ok=True)
+    return note
