@@ -12,6 +12,7 @@ pub mod ns;
 pub mod packet;
 pub mod proc;
 pub mod random;
+pub mod refusal;
 pub mod scm;
 pub mod sockdiag;
 pub mod sockopt;
