@@ -95,7 +95,7 @@ fn ends(pid: u32) -> Duration {
 /// It answers: what is no attach is refused.
 fn answers(gateway: &GatewayProcess) {
     gateway.connection().send(&ToGateway::Inside, &[]).unwrap();
-    match gateway.connection().recv().unwrap() {
+    match gateway.recv().unwrap() {
         Some(FromGateway::Refused { .. }) => {}
         other => panic!("{other:?}"),
     }
@@ -145,7 +145,7 @@ fn one_that_was_killed_is_replaced_and_kill_does_not_kill_it() {
     assert!(!first.has_ended());
     kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).unwrap();
     ends(pid);
-    assert!(first.connection().recv().unwrap().is_none());
+    assert!(first.recv().unwrap().is_none());
     assert!(first.has_ended());
     let second = GatewayProcess::reach(&scratch.state(), &starter()).unwrap();
     assert_ne!(second.pid(), pid);

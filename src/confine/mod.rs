@@ -3,24 +3,34 @@
 //! # Theory of operation
 //!
 //! A gateway reads what a sandbox sends, so it should be able to do as little as possible if that ever gets the
-//! better of it. It gives things up in named stages, each a function that can be read and tested alone, in this
-//! order and before the first frame is read:
+//! better of it. It gives things up in named stages, in the order of [`STAGES`], before it has read anything of
+//! anybody's and while it has one thread: capabilities and the like belong to a thread, and new threads get them from
+//! the one that starts them.
 //!
-//! 1. [`Stage::Privileges`]: no capability in any set, and none to be had again (`no_new_privs`: a set-user-id
-//!    program it might start would get nothing). A gateway that root starts then does what any user's does.
-//! 2. [`Stage::Memory`]: not dumpable: nobody of the same user can trace it or read its memory, and it leaves no
-//!    core file.
-//! 3. [`Stage::Surroundings`]: working directory `/` (no mount is kept busy), umask 077.
-//! 4. [`Stage::Limits`]: the soft limit of descriptors is raised to the hard one, because each flow needs one;
-//!    core files are off.
+//! | stage | afterwards it is impossible to |
+//! | --- | --- |
+//! | [`Privileges`](Stage::Privileges) | gain rights by starting a set-user-id program (`no_new_privs`, which also lets anybody use seccomp) |
+//! | [`Descriptors`](Stage::Descriptors) | use a descriptor that somebody forgot to close: there are the standard three and the entrance |
+//! | [`Namespaces`](Stage::Namespaces) | have a capability over anything of the host's; see, signal or trace another process; set the host's name; make another user namespace |
+//! | [`Root`](Stage::Root) | open or make any file: there is none, and no room for one |
+//! | [`Capabilities`](Stage::Capabilities) | mount, change ids, enter a namespace, and do whatever else takes a capability, for good: the bounding set is empty too |
+//! | [`Memory`](Stage::Memory) | be traced, dumped or read by another process of the same user |
+//! | [`Surroundings`](Stage::Surroundings) | keep a mount busy; make a file that others may read |
+//! | [`Limits`](Stage::Limits) | leave a core file. (The soft limit of descriptors is raised to the hard one, because each flow needs one.) |
+//!
+//! The order is no accident. A second process is needed for a PID namespace, and should find no descriptor to inherit;
+//! the root can be changed only with the capabilities that the new user namespace gives; a process that is not dumpable
+//! can no longer write its own id maps; the sweep over descriptors and the maps need /proc.
+//!
+//! What is a matter of the process alone must not fail ([`ConfineError`]). What kernels and containers may refuse is
+//! done as far as it goes, and what is missing is said in one sentence for each cause ([`Lack`]), which reaches the person
+//! through the supervisor. After the stages a gateway opens no file: what needs one (the id maps, the reasons for a
+//! refusal) is looked at before, and all else comes as a descriptor.
 //!
 //! A supervisor does what needs the host's file system and the sandbox's namespaces, so it keeps more. Where its caller
 //! wants less of it ([`supervisor`], the `--enable-sandbox` of slirp4netns' command line) it gives up, when everything is
 //! in place, its capabilities but for CAP_NET_BIND_SERVICE, with which it may bind ports that are asked for later, and
 //! the ways to gain others. What else it does needs none: it holds the namespace or has an agent in it.
-//!
-//! Capabilities belong to a thread, so all of this happens while there is only one. What follows later (an empty
-//! root, seccomp) is a further stage of the same list.
 use std::io;
 
 use nix::sys::prctl;
@@ -29,11 +39,23 @@ use nix::sys::stat::{Mode, umask};
 
 use crate::sys::caps;
 
-/// One thing that is given up.
+mod descriptors;
+mod namespaces;
+mod root;
+
+/// One thing that is given up. What is impossible afterwards is said at the top of this file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Capabilities and the ways to gain some.
+    /// Gaining privileges.
     Privileges,
+    /// Descriptors that nobody meant us to have.
+    Descriptors,
+    /// The host's processes, and rights over what is the host's.
+    Namespaces,
+    /// Files.
+    Root,
+    /// Capabilities.
+    Capabilities,
     /// Being traced, dumped, read.
     Memory,
     /// Working directory and file creation mask.
@@ -41,6 +63,18 @@ pub enum Stage {
     /// Resource limits.
     Limits,
 }
+
+/// A gateway's, in their order.
+const STAGES: [Stage; 8] = [
+    Stage::Privileges,
+    Stage::Descriptors,
+    Stage::Namespaces,
+    Stage::Root,
+    Stage::Capabilities,
+    Stage::Memory,
+    Stage::Surroundings,
+    Stage::Limits,
+];
 
 /// A stage that could not be had here; what it takes away is still possible.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,13 +102,28 @@ pub struct ConfineError {
     pub error: io::Error,
 }
 
+/// An operation that failed, and why.
+type Failure = (&'static str, io::Error);
+
+/// How a gateway goes on in a second process, as the first of a PID namespace.
+pub enum Succession<'a> {
+    /// As a child of the same parent. The second process does this at once; where there is no such namespace to be had the
+    /// first goes on.
+    Sibling(&'a mut dyn FnMut() -> io::Result<()>),
+    /// As nobody's child, in any case. The first process does this when there is a second, and ends with the status that
+    /// it returns.
+    Orphan(&'a mut dyn FnMut() -> i32),
+}
+
 /// Confine a gateway; gives what this kernel, or whatever surrounds us, has no room for. Call it before any thread is
-/// started.
-pub fn gateway() -> Result<Vec<Lack>, ConfineError> {
-    for stage in [Stage::Privileges, Stage::Memory, Stage::Surroundings, Stage::Limits] {
-        stage.enter().map_err(|(operation, error)| ConfineError { stage, operation, error })?;
+/// started and any file of anybody's is read. It returns in the process that is to go on.
+pub fn gateway(succession: Succession<'_>) -> Result<Vec<Lack>, ConfineError> {
+    let mut confinement = Confinement { succession: Some(succession), can_change_root: false, lacks: Vec::new() };
+    for stage in STAGES {
+        let entered = confinement.enter(stage);
+        entered.map_err(|(operation, error)| ConfineError { stage, operation, error })?;
     }
-    Ok(Vec::new())
+    Ok(confinement.lacks)
 }
 
 /// Confine a supervisor whose sandbox is in place.
@@ -93,70 +142,65 @@ pub fn agent() -> Result<(), ConfineError> {
     caps::keep_only(&[NetBindService, NetAdmin, NetRaw]).map_err(failed("drop capabilities"))
 }
 
-type StageResult = Result<(), (&'static str, io::Error)>;
+/// A gateway on its way through the stages.
+struct Confinement<'a> {
+    succession: Option<Succession<'a>>,
+    can_change_root: bool,
+    lacks: Vec<Lack>,
+}
 
-impl Stage {
-    fn enter(self) -> StageResult {
-        match self {
-            Stage::Privileges => privileges(),
-            Stage::Memory => memory(),
+impl Confinement<'_> {
+    fn enter(&mut self, stage: Stage) -> Result<(), Failure> {
+        match stage {
+            Stage::Privileges => prctl::set_no_new_privs().map_err(|e| ("no_new_privs", e.into())),
+            Stage::Descriptors => descriptors::close_inherited(),
+            Stage::Namespaces => self.namespaces(),
+            Stage::Root => {
+                self.root();
+                Ok(())
+            }
+            Stage::Capabilities => caps::drop_all().map_err(|e| ("drop capabilities", e)),
+            Stage::Memory => prctl::set_dumpable(false).map_err(|e| ("PR_SET_DUMPABLE", e.into())),
             Stage::Surroundings => surroundings(),
             Stage::Limits => limits(),
         }
     }
+
+    fn namespaces(&mut self) -> Result<(), Failure> {
+        let Some(succession) = self.succession.take() else { return Ok(()) };
+        let entered = namespaces::enter(succession)?;
+        self.can_change_root = entered.can_change_root;
+        self.lacks.extend(entered.lack.map(|sentence| Lack { stage: Stage::Namespaces, sentence }));
+        Ok(())
+    }
+
+    fn root(&mut self) {
+        if !self.can_change_root {
+            return;
+        }
+        let Err((operation, errno)) = root::empty() else { return };
+        let sentence = format!(
+            "the gateway sees the host's files, because its root cannot be emptied ({operation}: {}): allow mounts to it",
+            io::Error::from(errno)
+        );
+        match self.lacks.is_empty() {
+            true => self.lacks.push(Lack { stage: Stage::Root, sentence }),
+            // The reason is the same, and has been given.
+            false => tracing::info!("{sentence}"),
+        }
+    }
 }
 
-fn privileges() -> StageResult {
-    prctl::set_no_new_privs().map_err(|e| ("no_new_privs", e.into()))?;
-    caps::drop_all().map_err(|e| ("drop capabilities", e))
-}
-
-fn memory() -> StageResult {
-    prctl::set_dumpable(false).map_err(|e| ("PR_SET_DUMPABLE", e.into()))
-}
-
-fn surroundings() -> StageResult {
+fn surroundings() -> Result<(), Failure> {
     umask(Mode::from_bits_truncate(0o077));
     nix::unistd::chdir("/").map_err(|e| ("change to /", e.into()))
 }
 
-fn limits() -> StageResult {
+fn limits() -> Result<(), Failure> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|e| ("read RLIMIT_NOFILE", e.into()))?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(|e| ("raise RLIMIT_NOFILE", e.into()))?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|e| ("RLIMIT_CORE", e.into()))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::process::Command;
-
-    #[test]
-    fn a_confined_process_has_given_up_what_the_stages_say() {
-        const INSIDE: &str = "TAPLINE_TEST_CONFINED";
-        const ME: &str = "confine::tests::a_confined_process_has_given_up_what_the_stages_say";
-        if std::env::var_os(INSIDE).is_none() {
-            // Once confined a process stays so: another one has to be.
-            let output = Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", ME, "--nocapture"])
-                .env(INSIDE, "1")
-                .output()
-                .unwrap();
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
-            return;
-        }
-        gateway().unwrap();
-        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
-        let field = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap().trim();
-        assert_eq!(field("CapEff:"), "0000000000000000");
-        assert_eq!(field("CapPrm:"), "0000000000000000");
-        assert_eq!(field("NoNewPrivs:"), "1");
-        assert_eq!(field("Umask:"), "0077");
-        assert!(!prctl::get_dumpable().unwrap());
-        assert_eq!(std::env::current_dir().unwrap().to_str(), Some("/"));
-        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-        assert_eq!(soft, hard);
-        assert_eq!(getrlimit(Resource::RLIMIT_CORE).unwrap(), (0, 0));
-    }
-}
+mod tests;

@@ -8,26 +8,35 @@
 //! of its own with the terminal's signals ignored, standard input and output on /dev/null, standard error (or the log
 //! file) kept for the log, and of all other descriptors only its end of the attach connection.
 //!
+//! On its way into namespaces of its own ([`confine`](crate::confine)) it goes on in a second process, which is our child as
+//! well and tells us who it is ([`FromGateway::Moved`]). Until that is heard only the first is known; both are in the process
+//! group that the first has begun, in which there is no other child of ours. So by that group everything is waited for
+//! and, where need be, killed, wherever either of them was when it ended.
+//!
 //! The gateway of shared networks is found, or started by the first who needs it ([`super::rendezvous`]); it is nobody's
 //! child and ends by itself. A connection to it that closes before [`FromGateway::Attached`] or
 //! [`FromGateway::Refused`] was made when it was about to end: its owner lets go of the [`GatewayProcess`] and calls
 //! [`GatewayProcess::join`] again, a few times at most.
 //!
 //! Everything here blocks and nothing needs a runtime: the supervisor has one thread and a poll loop. It waits for
-//! the connection ([`GatewayProcess::connection`]), and calls [`Connection::recv`] when there is something. Dropping a
+//! the connection ([`GatewayProcess::connection`]), and calls [`GatewayProcess::recv`] when there is something. Dropping a
 //! [`GatewayProcess`] closes the connection, upon which a private gateway ends by itself; [`GatewayProcess::stop`] also
 //! waits for that, and ends one that does not.
+use std::cell::OnceCell;
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 
 use super::messages::{FromGateway, ToGateway};
 use super::rendezvous::Starter;
@@ -68,11 +77,6 @@ impl Connection {
     pub fn send(&self, message: &ToGateway, fds: &[BorrowedFd<'_>]) -> Result<(), WireError> {
         wire::send(&self.0, message, fds)
     }
-
-    /// Wait for the next message; `None` when the gateway has ended or closed.
-    pub fn recv(&self) -> Result<Option<FromGateway>, WireError> {
-        Ok(wire::recv(&self.0)?.map(|(message, _)| message))
-    }
 }
 
 impl AsFd for Connection {
@@ -91,9 +95,19 @@ pub struct GatewayProcess {
 #[derive(Debug)]
 enum Kind {
     /// Ours alone.
-    Private { child: Child, pidfd: OwnedFd },
+    Private(Children),
     /// Others' as well.
     Shared,
+}
+
+/// The one or two processes of a private gateway.
+#[derive(Debug)]
+struct Children {
+    /// The first one's number, and so their process group's.
+    group: Pid,
+    first: OwnedFd,
+    /// The one in which it has gone on; the first is no more by then.
+    second: OnceCell<OwnedFd>,
 }
 
 /// How a gateway ended; says so to the person: `exit status 1`, `killed by SIGKILL`.
@@ -157,19 +171,26 @@ impl GatewayProcess {
             .stderr(logging::stderr_of_child());
         spawn::isolate(&mut command, theirs.as_fd());
         let child = command.spawn().map_err(SpawnError::Start)?;
-        let pidfd = spawn::pidfd_open(child.id()).map_err(SpawnError::Start)?;
-        Ok(GatewayProcess { kind: Kind::Private { child, pidfd }, connection: Connection(ours) })
+        let first = spawn::pidfd_open(child.id()).map_err(SpawnError::Start)?;
+        let group = Pid::from_raw(child.id().cast_signed());
+        let children = Children { group, first, second: OnceCell::new() };
+        Ok(GatewayProcess { kind: Kind::Private(children), connection: Connection(ours) })
     }
 
-    /// Its process id; 0 where it cannot be told.
+    /// The process id of a shared one; 0 where it cannot be told.
     pub fn pid(&self) -> u32 {
-        match &self.kind {
-            Kind::Private { child, .. } => child.id(),
-            // As the kernel noted it when the connection was made: who listens.
-            Kind::Shared => {
-                scm::peer_credentials(&self.connection).map_or(0, |peer| u32::try_from(peer.pid).unwrap_or(0))
-            }
+        // As the kernel noted it when the connection was made: who listens.
+        let peer = scm::peer_credentials(&self.connection);
+        peer.map_or(0, |peer| u32::try_from(peer.pid).unwrap_or(0))
+    }
+
+    /// Wait for the next message; `None` when the gateway has ended or closed.
+    pub fn recv(&self) -> Result<Option<FromGateway>, WireError> {
+        let Some((message, mut fds)) = wire::recv(&self.connection.0)? else { return Ok(None) };
+        if let (FromGateway::Moved, Kind::Private(children), Some(second)) = (&message, &self.kind, fds.pop()) {
+            children.handle_moved(second);
         }
+        Ok(Some(message))
     }
 
     /// Its attach connection.
@@ -179,18 +200,25 @@ impl GatewayProcess {
 
     /// Has it ended? For a shared one: has it closed the connection?
     pub fn has_ended(&self) -> bool {
-        let (fd, flags) = match &self.kind {
-            Kind::Private { pidfd, .. } => (pidfd.as_fd(), PollFlags::POLLIN),
-            // Only the end: what it said before that may be unread.
-            Kind::Shared => (self.connection.as_fd(), PollFlags::empty()),
-        };
-        matches!(poll(&mut [PollFd::new(fd, flags)], PollTimeout::ZERO), Ok(1..))
+        match &self.kind {
+            Kind::Private(children) => match children.second.get() {
+                Some(second) => is_ready(second, PollFlags::POLLIN, PollTimeout::ZERO),
+                // The first may have ended because there is a second, which we have not heard yet.
+                None => is_ready(&children.first, PollFlags::POLLIN, PollTimeout::ZERO) && self.is_closed(),
+            },
+            Kind::Shared => self.is_closed(),
+        }
+    }
+
+    /// Is there nobody at the other end of the connection? What was said before that may be unread.
+    fn is_closed(&self) -> bool {
+        is_ready(&self.connection, PollFlags::empty(), PollTimeout::ZERO)
     }
 
     /// End a private gateway; its end is heard on the connection. A shared one is others' as well and goes on.
     pub fn kill(&self) {
-        if let Kind::Private { pidfd, .. } = &self.kind
-            && let Err(error) = proc::pidfd_send_signal(pidfd.as_fd(), Some(Signal::SIGKILL))
+        if let Kind::Private(children) = &self.kind
+            && let Err(error) = children.kill()
         {
             tracing::debug!("the gateway cannot be killed: {error}");
         }
@@ -199,15 +227,61 @@ impl GatewayProcess {
     /// Close the connection. A private gateway has up to `patience` to end by itself, then it is killed; a shared one is
     /// not waited for.
     pub fn stop(self, patience: Duration) -> io::Result<Ended> {
+        // It may have said who it is since it was last listened to.
+        while matches!(&self.kind, Kind::Private(children) if children.second.get().is_none())
+            && is_ready(&self.connection, PollFlags::POLLIN, PollTimeout::ZERO)
+            && matches!(self.recv(), Ok(Some(_)))
+        {}
         let GatewayProcess { kind, connection } = self;
         drop(connection);
-        let Kind::Private { mut child, pidfd } = kind else { return Ok(Ended::Connection) };
-        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
-        if !matches!(poll(&mut fds, timeout), Ok(1..)) {
-            child.kill()?;
+        let Kind::Private(children) = kind else { return Ok(Ended::Connection) };
+        let known = children.second.get().unwrap_or(&children.first);
+        is_ready(known, PollFlags::POLLIN, PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX));
+        children.end().map(Ended::Process)
+    }
+}
+
+impl Children {
+    /// There is a second process: the first is of no more use.
+    fn handle_moved(&self, second: OwnedFd) {
+        if self.second.set(second).is_err() {
+            return;
         }
-        child.wait().map(Ended::Process)
+        // It is about to end. That must not depend on whether it may run.
+        let _ = proc::pidfd_send_signal(self.first.as_fd(), Some(Signal::SIGKILL));
+        let _ = waitpid(self.group, None);
+    }
+
+    /// Kill both. As long as one of them has not been waited for, nobody else's group has this number.
+    fn kill(&self) -> io::Result<()> {
+        match killpg(self.group, Signal::SIGKILL) {
+            // Nobody is left but who has ended.
+            Ok(()) | Err(Errno::ESRCH) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Kill whoever still lives, and see to it that nobody is left; how the gateway has ended.
+    fn end(self) -> io::Result<ExitStatus> {
+        self.kill()?;
+        let mut how = None;
+        while let Some((pid, status)) = proc::wait_for_group(self.group)? {
+            // The first one's end means something only where there was no other.
+            if pid != self.group || how.is_none() {
+                how = Some(status);
+            }
+        }
+        how.ok_or_else(|| io::Error::other("somebody else has waited for its end"))
+    }
+}
+
+fn is_ready(fd: &impl AsFd, flags: PollFlags, patience: PollTimeout) -> bool {
+    let mut fds = [PollFd::new(fd.as_fd(), flags)];
+    loop {
+        match poll(&mut fds, patience) {
+            Err(Errno::EINTR) => {}
+            other => return matches!(other, Ok(1..)),
+        }
     }
 }
 
@@ -250,7 +324,7 @@ mod tests {
             fi
             printf %s "$text" >&$2"#;
         let gateway = shell(script);
-        match gateway.connection().recv().unwrap() {
+        match gateway.recv().unwrap() {
             Some(FromGateway::Attached { .. }) => {}
             other => panic!("{other:?}"),
         }
@@ -260,9 +334,9 @@ mod tests {
     #[test]
     fn its_end_is_seen_on_the_process_and_on_the_connection() {
         let gateway = shell("kill -KILL $$");
-        assert!(gateway.connection().recv().unwrap().is_none());
-        let Kind::Private { pidfd, .. } = &gateway.kind else { panic!() };
-        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        assert!(gateway.recv().unwrap().is_none());
+        let Kind::Private(children) = &gateway.kind else { panic!() };
+        let mut fds = [PollFd::new(children.first.as_fd(), PollFlags::POLLIN)];
         assert_eq!(poll(&mut fds, PollTimeout::from(5000u16)), Ok(1));
         assert!(gateway.has_ended());
         assert_eq!(gateway.stop(Duration::ZERO).unwrap().to_string(), "killed by SIGKILL");

@@ -3,13 +3,15 @@
 //! # Theory of operation
 //!
 //! The process is started by [`client::GatewayProcess`](super::client::GatewayProcess) with one descriptor
-//! ([`Entrance`]). There are two kinds:
+//! ([`Entrance`]). Whichever it is, it goes on in a second process, which is alone in its namespaces ([`confine`]), and
+//! the first ends. There are two kinds:
 //!
 //! - A *private* gateway serves one sandbox on a network of its own. Its descriptor is its end of the attach connection.
-//!   It ends when that closes, or its link fails.
+//!   It ends when that closes, or its link fails. Its second process is the supervisor's child like the first, and says
+//!   so ([`FromGateway::Moved`]).
 //! - A *shared* one serves all shared networks of a user in a host network namespace. Its descriptor is a socket
-//!   to listen at, bound where supervisors look for it ([`rendezvous`](super::rendezvous)). It is nobody's child: it forks
-//!   once more, and the first process ends when the second can be connected to. It ends [`LINGER`] after its last
+//!   to listen at, bound where supervisors look for it ([`rendezvous`](super::rendezvous)). It is nobody's child: the
+//!   first process ends when the second can be connected to. It ends [`LINGER`] after its last
 //!   connection; whoever connects then and is not heard finds no gateway at his next look and starts another.
 //!
 //! Each confines itself ([`confine`]) while it still has one thread and has read nothing. From then on a single-threaded
@@ -23,17 +25,18 @@
 //!
 //! The terminal's signals are ignored from before the program starts (see [`sys::spawn`](crate::sys::spawn)).
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::sync::mpsc;
 
-use super::wire::WireError;
-use crate::confine;
+use super::messages::FromGateway;
+use super::wire::{self, WireError};
+use crate::confine::{self, Succession};
 use crate::datapath::Worker;
 use crate::datapath::commands::WorkerGone;
-use crate::sys::{proc, spawn};
+use crate::sys::spawn;
 use check::{check_attach, check_link};
 use hub::{Hub, Setup, refuse};
 
@@ -99,7 +102,12 @@ fn inherited(number: i32, check: impl Fn(&OwnedFd) -> io::Result<()>) -> Result<
 }
 
 fn private(attach: OwnedFd) -> Result<(), GatewayError> {
-    let lacks = match confine::gateway() {
+    // The supervisor knows the first process only, whose child the second is not.
+    let mut arrive = || {
+        let ourselves = spawn::pidfd_open(std::process::id())?;
+        wire::send(&attach, &FromGateway::Moved, &[ourselves.as_fd()]).map_err(io::Error::other)
+    };
+    let lacks = match confine::gateway(Succession::Sibling(&mut arrive)) {
         Ok(lacks) => lacks,
         Err(error) => {
             refuse(&attach, &error.to_string())?;
@@ -123,19 +131,21 @@ fn private(attach: OwnedFd) -> Result<(), GatewayError> {
 
 fn shared(listener: OwnedFd) -> Result<(), GatewayError> {
     let failed = |what| move |error| GatewayError::Start(what, error);
-    let (mut ready, mut say_ready) = io::pipe().map_err(failed("make a pipe"))?;
+    let (mut ready, say_ready) = io::pipe().map_err(failed("make a pipe"))?;
+    let mut say_ready = Some(say_ready);
     // Nobody's child: whoever starts it neither waits for its end nor ends it with himself.
-    if let proc::Forked::Parent(_) = proc::fork().map_err(failed("fork"))? {
-        drop(say_ready);
+    let mut leave = || {
+        say_ready = None;
         let is_ready = ready.read_exact(&mut [0]).is_ok();
-        proc::exit_now(i32::from(!is_ready));
-    }
+        i32::from(!is_ready)
+    };
+    let lacks = confine::gateway(Succession::Orphan(&mut leave))?;
     drop(ready);
-    let lacks = confine::gateway()?;
     SockRef::from(&listener).listen(BACKLOG).map_err(failed("listen"))?;
     // When nobody reads it, whoever started this has given up and starts another.
-    say_ready.write_all(&[1]).map_err(failed("say that it is ready"))?;
-    drop(say_ready);
+    if let Some(mut say_ready) = say_ready {
+        say_ready.write_all(&[1]).map_err(failed("say that it is ready"))?;
+    }
     let start_worker = Box::new(Worker::start);
     let setup = Setup {
         start_worker,

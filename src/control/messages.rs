@@ -96,6 +96,9 @@ pub enum ToGateway {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum FromGateway {
+    /// The gateway has gone on in another process, a child of whoever started the first, which has ended or is about to. A
+    /// pidfd of it beside this. The first message there is, if at all; no answer to anything.
+    Moved,
     /// Frames are being carried.
     Attached {
         /// What the gateway could not give up, and why; a sentence for each. Empty when it is confined in full.

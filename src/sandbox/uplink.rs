@@ -287,7 +287,7 @@ impl Uplink {
     /// dealt with here.
     pub(super) fn hear(&mut self) -> Result<Option<FromGateway>, WireError> {
         let Some(gateway) = &self.gateway else { return Ok(None) };
-        match gateway.connection().recv() {
+        match gateway.recv() {
             // One that has worked and now talks nonsense is as good as dead.
             Err(error) if self.has_worked => {
                 tracing::error!("{error}");
@@ -425,7 +425,7 @@ impl Uplink {
                 Ok(1..) => {}
                 _ => return false,
             }
-            match connection.recv() {
+            match gateway.recv() {
                 Ok(Some(FromGateway::Done { request, .. })) if request == *ours => return true,
                 Ok(Some(_)) => {}
                 Ok(None) | Err(_) => return self.has_ended(),

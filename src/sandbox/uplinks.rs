@@ -376,6 +376,7 @@ impl Uplinks {
                 self.rewrite_files();
             }
             Some(FromGateway::Notice { text }) => tracing::warn!("{text}"),
+            Some(FromGateway::Moved) => {}
             None => return self.handle_end(number),
         }
         Ok(None)

@@ -10,6 +10,8 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -30,15 +32,75 @@ pub enum Forked {
 /// # Errors
 /// The kernel's, or `Unsupported` when there are other threads: their locks would stay taken in the child for ever.
 pub fn fork() -> io::Result<Forked> {
-    if threads().is_some_and(|n| n > 1) {
-        return Err(io::Error::new(io::ErrorKind::Unsupported, "fork in a process with several threads"));
-    }
+    be_alone()?;
     // SAFETY: this is the only thread (checked above as far as /proc tells, and nothing in the supervisor starts
     // one), so no lock can be held by a thread that does not exist in the child.
     match unsafe { nix::unistd::fork() }? {
         ForkResult::Parent { child } => Ok(Forked::Parent(child)),
         ForkResult::Child => Ok(Forked::Child),
     }
+}
+
+/// The same, but the copy is a child of this process's parent, who waits for it as for this one (clone(2),
+/// CLONE_PARENT).
+///
+/// # Errors
+/// As with [`fork`].
+pub fn fork_sibling() -> io::Result<Forked> {
+    be_alone()?;
+    let mut own_number: *mut libc::c_int = std::ptr::null_mut();
+    // SAFETY: the kernel writes one pointer: where the C library has it keep this thread's number.
+    let is_known = unsafe { libc::prctl(libc::PR_GET_TID_ADDRESS, &raw mut own_number) } == 0;
+    let flags = libc::CLONE_PARENT | libc::SIGCHLD;
+    // As fork(3) does. Without it the C library would take the first process's number for the second's.
+    let flags = if is_known { flags | libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID } else { flags };
+    // SAFETY: no memory is shared and there is no new stack, so this returns twice, as fork(2) does; that there is one
+    // thread was checked. The number is written in the child, where the C library's own fork has it written. It is
+    // the fourth argument on some architectures and the fifth on others; without CLONE_SETTLS the other is not looked at.
+    let pid = Errno::result(unsafe { libc::syscall(libc::SYS_clone, flags, 0usize, 0usize, own_number, own_number) })?;
+    match pid {
+        0 => Ok(Forked::Child),
+        pid => Ok(Forked::Parent(Pid::from_raw(pid as libc::pid_t))),
+    }
+}
+
+/// An error in a process with several threads.
+fn be_alone() -> io::Result<()> {
+    match is_alone() {
+        true => Ok(()),
+        false => Err(io::Error::new(io::ErrorKind::Unsupported, "fork in a process with several threads")),
+    }
+}
+
+/// Is this the process's only thread, as far as /proc tells?
+pub fn is_alone() -> bool {
+    threads().is_none_or(|number| number == 1)
+}
+
+/// Wait for the end of any child in a process group, and reap it; `None` when there is none.
+pub fn wait_for_group(group: Pid) -> io::Result<Option<(Pid, ExitStatus)>> {
+    loop {
+        let mut status = 0;
+        // SAFETY: the kernel writes one int to where the pointer leads.
+        match Errno::result(unsafe { libc::waitpid(-group.as_raw(), &raw mut status, 0) }) {
+            Ok(pid) => return Ok(Some((Pid::from_raw(pid), ExitStatus::from_raw(status)))),
+            Err(Errno::ECHILD) => return Ok(None),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Have SIGTERM end this process also where it is the first of a PID namespace, which is spared every signal that nothing
+/// was done about (pid_namespaces(7)). Its exit status is then 143, as a shell has it.
+pub fn end_on_sigterm() -> io::Result<()> {
+    extern "C" fn end(signal: libc::c_int) {
+        exit_now(128 + signal);
+    }
+    let handler = nix::sys::signal::SigHandler::Handler(end);
+    // SAFETY: the handler makes one system call, _exit(2), which is async-signal-safe.
+    unsafe { nix::sys::signal::signal(Signal::SIGTERM, handler) }?;
+    Ok(())
 }
 
 /// Number of threads of this process; `None` where /proc cannot be read.

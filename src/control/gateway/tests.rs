@@ -644,7 +644,7 @@ fn a_gateway_process_serves_a_tap_and_ends_with_its_connection() {
         command.args(["-c", &script]).arg(std::env::current_exe().map_err(|e| text(&e))?);
         let gateway = GatewayProcess::start(command, Vec::new()).map_err(|e| text(&e))?;
         gateway.connection().send(&attach(false), &[tap.as_fd()]).map_err(|e| text(&e))?;
-        match gateway.connection().recv().map_err(|e| text(&e))? {
+        match gateway.recv().map_err(|e| text(&e))? {
             Some(FromGateway::Attached { .. }) => {}
             other => return Err(format!("{other:?}")),
         }
