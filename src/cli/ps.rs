@@ -203,6 +203,7 @@ mod tests {
             ports: Vec::new(),
             names: None,
             container: None,
+            locked: false,
         }
     }
 

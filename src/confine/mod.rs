@@ -27,10 +27,8 @@
 //! through the supervisor. After the stages a gateway opens no file: what needs one (the id maps, the reasons for a
 //! refusal) is looked at before, and all else comes as a descriptor.
 //!
-//! A supervisor does what needs the host's file system and the sandbox's namespaces, so it keeps more. Where its caller
-//! wants less of it ([`supervisor`], the `--enable-sandbox` of slirp4netns' command line) it gives up, when everything is
-//! in place, its capabilities but for CAP_NET_BIND_SERVICE, with which it may bind ports that are asked for later, and
-//! the ways to gain others. What else it does needs none: it holds the namespace or has an agent in it.
+//! An agent, who minds a command, and a supervisor have stages of their own: [`agent`](fn@agent), [`minder`],
+//! [`supervisor`](fn@supervisor).
 use std::io;
 
 use nix::sys::prctl;
@@ -39,9 +37,16 @@ use nix::sys::stat::{Mode, umask};
 
 use crate::sys::caps;
 
+mod agent;
 mod descriptors;
+mod forbidden;
 mod namespaces;
+mod paths;
 mod root;
+mod supervisor;
+
+pub use agent::{Confined, agent, minder};
+pub use supervisor::{Keep, supervisor};
 
 /// One thing that is given up. What is impossible afterwards is said at the top of this file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,22 +129,6 @@ pub fn gateway(succession: Succession<'_>) -> Result<Vec<Lack>, ConfineError> {
         entered.map_err(|(operation, error)| ConfineError { stage, operation, error })?;
     }
     Ok(confinement.lacks)
-}
-
-/// Confine a supervisor whose sandbox is in place.
-pub fn supervisor() -> Result<(), ConfineError> {
-    let failed = |operation| move |error: io::Error| ConfineError { stage: Stage::Privileges, operation, error };
-    prctl::set_no_new_privs().map_err(|error| failed("no_new_privs")(error.into()))?;
-    caps::keep_only(&[caps::Capability::NetBindService]).map_err(failed("drop capabilities"))
-}
-
-/// Confine an agent that stays in a namespace which its supervisor could not enter again: it can go on making interfaces and
-/// listeners there.
-pub fn agent() -> Result<(), ConfineError> {
-    use caps::Capability::{NetAdmin, NetBindService, NetRaw};
-    let failed = |operation| move |error: io::Error| ConfineError { stage: Stage::Privileges, operation, error };
-    prctl::set_no_new_privs().map_err(|error| failed("no_new_privs")(error.into()))?;
-    caps::keep_only(&[NetBindService, NetAdmin, NetRaw]).map_err(failed("drop capabilities"))
 }
 
 /// A gateway on its way through the stages.

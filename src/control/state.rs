@@ -141,6 +141,9 @@ pub struct SandboxState {
     /// Whose network it has, for mode `container`.
     #[serde(default)]
     pub container: Option<Shared>,
+    /// `--locked`: so is what is executed in it later.
+    #[serde(default)]
+    pub locked: bool,
 }
 
 /// The state directory of this user in this host network namespace.
@@ -223,6 +226,7 @@ impl StateDir {
             ports: Vec::new(),
             names: None,
             container: None,
+            locked: false,
         };
         registration = Registration { dir: self.clone(), entry, lock, last: state, claims: Vec::new(), moved: false };
         registration.write_claims()?;

@@ -5,13 +5,15 @@
 //! Forked by the supervisor and never executed, so that it needs no file inside. In order: it asks to die with the
 //! supervisor; makes the user and network namespace, and has its ids mapped (by itself, or by the supervisor with
 //! newuidmap), or enters another sandbox's namespaces ([`super::share`]); becomes undumpable, so that CMD, which is root of the same user namespace, can neither trace it nor
-//! look into it; forks init, which makes mounts while the agent goes on with the network; makes the interfaces and
+//! look into it; forks init, which makes mounts while the agent goes on with the network; makes the interfaces;
+//! gives up what it does not need any more ([`confine::agent`](fn@confine::agent)), and
 //! hands the links' descriptors to the supervisor. From then on it waits: for init, whose end it reports, and for the
 //! supervisor's socket, whose end of file is its own end; and does what comes up later ([`super::attend`]).
 //!
 //! Every signal is blocked: those of the terminal concern CMD, and what ends a sandbox is the supervisor's business.
 //! It stays outside CMD's PID namespace: unshare(2) puts only its children into the new one, and init is its only
 //! child. Of what was open it keeps its socket alone, and no standard stream, once init is forked.
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sched::{CloneFlags, unshare};
@@ -22,15 +24,17 @@ use nix::unistd::{Pid, getppid};
 
 use super::attend::{Attendance, Ended, bind_reached, notify, send_link};
 use super::init::Init;
-use super::link;
+use super::link::{self, MadeLink};
 use super::message::{FromAgent, ToAgent};
 use super::order::{self, Order};
 use super::share::Door;
 use super::userns::{self, Caller};
+use crate::confine::{self, Confined};
 use crate::control::wire;
-use crate::plan::{MapUser, Mode, PidMode, Ports, Reached, Run};
+use crate::plan::{LinkChoice, LinkKind, MapUser, Mode, PidMode, Ports, Reached, Run};
 use crate::sys::proc::{self, Forked};
 use crate::sys::spawn;
+use crate::sys::tun::TUN_DEVICE;
 
 /// The agent of `run`.
 pub(super) struct Agent<'a> {
@@ -81,10 +85,12 @@ impl Agent<'_> {
         }
         let init = self.fork_init()?;
         let _ = proc::null_stdio(&[0, 1]);
+        let made = make_links(&self.supervisor, self.orders)?;
+        let _confined = confine(&self.supervisor, self.plan.interface.link, &made)?;
         let attendance = if self.orders.is_empty() {
             Attendance::new(&self.supervisor, &Ports::default(), Vec::new())
         } else {
-            let reached = send_links(&self.supervisor, self.orders, &self.plan.ports)?;
+            let reached = send_links(&self.supervisor, made, &self.plan.ports)?;
             Attendance::new(&self.supervisor, &self.plan.ports, reached)
         };
         // Nothing is written to standard error from here on.
@@ -156,15 +162,41 @@ impl Agent<'_> {
     }
 }
 
-/// In the sandbox's network namespace: make the interfaces, give them their addresses, listen for `--reach`, hand all
-/// that to the supervisor. The listeners' addresses. An order's number is its place in the list.
-pub(super) fn send_links(supervisor: &OwnedFd, orders: &[Order], ports: &Ports) -> Result<Vec<Reached>, String> {
+/// In the sandbox's network namespace: make the interfaces, and give them their addresses.
+pub(super) fn make_links(supervisor: &OwnedFd, orders: &[Order]) -> Result<Vec<(String, MadeLink)>, String> {
     let mut links = Vec::new();
     for order in orders {
         let made = order::make(order).map_err(|e| e.to_string())?;
         notify(supervisor, made.notices)?;
         links.push((made.name, made.link));
     }
+    Ok(links)
+}
+
+/// Give up what is not needed from here on, and say so. Interfaces of the kind that was asked for, or had, can still be
+/// made.
+pub(super) fn confine(
+    supervisor: &OwnedFd,
+    choice: LinkChoice,
+    made: &[(String, MadeLink)],
+) -> Result<Confined, String> {
+    let had_tap = made.iter().any(|(_, link)| link.kind == LinkKind::Tap);
+    let had_veth = made.iter().any(|(_, link)| link.kind == LinkKind::Packet);
+    let can_have_tap = had_tap || File::options().read(true).write(true).open(TUN_DEVICE).is_ok();
+    let mut confined =
+        confine::agent(choice == LinkChoice::Packet || had_veth || !can_have_tap).map_err(|error| error.to_string())?;
+    let lacks = std::mem::take(&mut confined.lacks);
+    wire::send(supervisor, &FromAgent::Confined { lacks }, &[]).map_err(|e| e.to_string())?;
+    Ok(confined)
+}
+
+/// Listen for `--reach`, and hand that and the links to the supervisor. The listeners' addresses. An order's number is its
+/// place in the list.
+pub(super) fn send_links(
+    supervisor: &OwnedFd,
+    links: Vec<(String, MadeLink)>,
+    ports: &Ports,
+) -> Result<Vec<Reached>, String> {
     let reached = bind_reached(supervisor, &ports.reach, ports.reach_tolerant)?;
     for (number, (name, link)) in (0..).zip(links) {
         send_link(supervisor, number, name, link)?;

@@ -35,7 +35,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, chdir, getpid, setsid};
 
 use super::SandboxError;
-use super::agent::{follow, send_links};
+use super::agent::{self, follow, make_links, send_links};
 use super::attend::Attendance;
 use super::hostfwd::{self, HostFwd, Publisher};
 use super::message::FromAgent;
@@ -417,9 +417,8 @@ impl<'a> Service<'a> {
         let (works, gave_up) = uplinks.go_on(self.socket.as_ref().filter(|_| stays))?;
         gave_up.map_or(Ok(()), go_on_without)?;
         if works && let Some(waiting) = self.waiting.take() {
-            if self.plan.confined {
-                confine::supervisor()?;
-            }
+            let keep = if self.plan.confined { confine::Keep::ToBind } else { confine::Keep::ToEnter };
+            uplinks.heed_lacks(confine::supervisor(keep)?)?;
             waiting.tell(uplinks.link())?;
         }
         Ok(())
@@ -599,14 +598,14 @@ fn start_agent(
     let (socket, supervisor) = scm::pair().map_err(SandboxError::io("make a socket pair"))?;
     let own = getpid();
     match proc::fork().map_err(SandboxError::io("start the agent"))? {
-        Forked::Child => agent(own, plan, orders, opened, &supervisor, errand, reached),
+        Forked::Child => be_agent(own, plan, orders, opened, &supervisor, errand, reached),
         Forked::Parent(pid) => Ok((pid, socket)),
     }
 }
 
 /// In the child: enter, make the interface, hand over the link, end; or stay. `reached` is what was made for `--reach`
 /// before.
-fn agent(
+fn be_agent(
     parent: Pid,
     plan: &plan::Attach,
     orders: &[Order],
@@ -619,22 +618,22 @@ fn agent(
         let keep: Vec<BorrowedFd<'_>> = opened.fds().chain([supervisor.as_fd()]).collect();
         proc::close_all_fds_in_child(&keep).map_err(|e| format!("cannot close files: {e}"))?;
         set_dumpable(false).map_err(|e| format!("cannot hide from the namespace: {e}"))?;
-        let confines = has_to_enter_now(plan);
         opened.enter().map_err(|e| e.to_string())?;
+        // The namespace is entered, and needs no descriptor any more.
+        proc::close_all_fds_in_child(&[supervisor.as_fd()]).map_err(|e| format!("cannot close files: {e}"))?;
         // Not earlier: a change of credentials clears it.
         follow(parent)?;
+        let _ = chdir("/");
+        let made = make_links(supervisor, if errand == Errand::Stay { &[] } else { orders })?;
+        let _confined = agent::confine(supervisor, plan.interface.link, &made)?;
         let reached = match errand {
-            Errand::Link | Errand::LinkAndStay => send_links(supervisor, orders, &plan.ports)?,
+            Errand::Link | Errand::LinkAndStay => send_links(supervisor, made, &plan.ports)?,
             Errand::Stay => reached,
         };
         if errand == Errand::Link {
             return Ok(());
         }
         let _ = proc::null_stdio(&[0, 1, 2]);
-        let _ = chdir("/");
-        if confines {
-            confine::agent().map_err(|e| e.to_string())?;
-        }
         proc::go_idle();
         Attendance::new(supervisor, &plan.ports, reached).wait(None).map(drop)
     };
@@ -683,6 +682,7 @@ fn state_of(plan: &plan::Attach) -> SandboxState {
         ports: Vec::new(),
         names: None,
         container: None,
+        locked: false,
     }
 }
 

@@ -9,8 +9,8 @@
 //! [`exec`] forks a *joiner*, which enters init's namespaces (all that are not the caller's own) through the pidfd,
 //! forks CMD into them and stays with it as init does with the first command: it passes signals on, tells when CMD
 //! stops, returns how it ended. It asks to die with its parent, and CMD with it. Only those namespaces are entered;
-//! the sandbox's root user may do there what it may do anyway. A command in a `--locked` sandbox that is started this
-//! way comes from outside and is not locked.
+//! the sandbox's root user may do there what it may do anyway. In a `--locked` sandbox the command is locked as the first
+//! one is, in a user and a mount namespace of its own below the sandbox's.
 //!
 //! [`stop`] asks the supervisor to end as a person would (SIGTERM, which it passes on to CMD), and kills it after
 //! [`STOP_PATIENCE`]; everything in the sandbox dies with it.
@@ -31,10 +31,12 @@ use nix::unistd::{Pid, getpid};
 use super::SandboxError;
 use super::agent::follow;
 use super::command::{self, CommandLine, NotStarted};
+use super::init;
 use super::message::{FromInit, ToInit};
 use super::signals::Signals;
 use super::supervisor::end_child;
 use super::terminal::Terminal;
+use crate::confine;
 use crate::control::state::SandboxState;
 use crate::control::wire;
 use crate::sys::proc::{self, Forked};
@@ -59,7 +61,7 @@ pub fn exec(state: &SandboxState, command: &[OsString]) -> Result<i32, SandboxEr
     let (socket, supervisor) = scm::pair().map_err(SandboxError::io("make a socket pair"))?;
     let parent = getpid();
     let joiner = match proc::fork().map_err(SandboxError::io("start a process"))? {
-        Forked::Child => join(parent, &init, namespaces, &line, &supervisor),
+        Forked::Child => join(parent, &init, namespaces, state.locked, &line, &supervisor),
         Forked::Parent(pid) => pid,
     };
     drop((supervisor, init));
@@ -96,7 +98,10 @@ fn serve(signals: &Signals, socket: &OwnedFd, command: &[OsString]) -> Result<(i
             continue;
         }
         match wire::recv::<FromInit>(socket)?.map(|(message, _)| message) {
-            Some(FromInit::Started) => started = true,
+            Some(FromInit::Started { lacks }) => {
+                started = true;
+                lacks.iter().for_each(|lack| tracing::debug!("{lack}"));
+            }
             Some(FromInit::Stopped) => proc::stop_self().map_err(SandboxError::io("stop with the command"))?,
             Some(FromInit::Exited { status, by_signal }) => return Ok((status, by_signal)),
             Some(FromInit::NotExecuted { errno }) => {
@@ -114,7 +119,14 @@ fn serve(signals: &Signals, socket: &OwnedFd, command: &[OsString]) -> Result<(i
 }
 
 /// In the child: enter, start CMD, stay with it.
-fn join(parent: Pid, init: &OwnedFd, namespaces: CloneFlags, line: &CommandLine, supervisor: &OwnedFd) -> ! {
+fn join(
+    parent: Pid,
+    init: &OwnedFd,
+    namespaces: CloneFlags,
+    locked: bool,
+    line: &CommandLine,
+    supervisor: &OwnedFd,
+) -> ! {
     let work = || -> Result<(), String> {
         let cwd = std::env::current_dir().ok();
         proc::close_own_fds_in_child(&[init.as_fd(), supervisor.as_fd()])
@@ -130,7 +142,15 @@ fn join(parent: Pid, init: &OwnedFd, namespaces: CloneFlags, line: &CommandLine,
         let prepare = || {
             // Entering a mount namespace leaves one at its root.
             let there = cwd.as_deref().is_some_and(|dir| std::env::set_current_dir(dir).is_ok());
-            if there { Ok(()) } else { std::env::set_current_dir("/").map_err(|e| format!("cannot enter /: {e}")) }
+            if !there {
+                std::env::set_current_dir("/").map_err(|e| format!("cannot enter /: {e}"))?;
+            }
+            if locked {
+                // To write its own maps. Nobody in there may trace it: they are all in namespaces below.
+                set_dumpable(true).map_err(|e| format!("cannot map ids: {e}"))?;
+                init::lock()?;
+            }
+            Ok(())
         };
         let child = match command::start(line, prepare) {
             Ok(child) => child,
@@ -140,9 +160,11 @@ fn join(parent: Pid, init: &OwnedFd, namespaces: CloneFlags, line: &CommandLine,
                 return Ok(());
             }
         };
-        let _ = wire::send(supervisor, &FromInit::Started, &[]);
         let _ = proc::null_stdio(&[0, 1, 2]);
         let _ = proc::close_all_fds_in_child(&[supervisor.as_fd()]);
+        let mut confined = confine::minder().map_err(|e| e.to_string())?;
+        let lacks = std::mem::take(&mut confined.lacks);
+        let _ = wire::send(supervisor, &FromInit::Started { lacks }, &[]);
         if let Some(ending) = command::mind(child, supervisor).map_err(|e| format!("cannot wait: {e}"))? {
             let message = FromInit::Exited { status: ending.status, by_signal: ending.by_signal };
             let _ = wire::send(supervisor, &message, &[]);

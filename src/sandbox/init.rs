@@ -11,7 +11,8 @@
 //!
 //! It keeps nothing open but its socket to the supervisor, and none of CMD's standard streams: who reads CMD's output
 //! sees its end when CMD closes it. It is dumpable again, unlike the agent, so that `tapline exec` can join its
-//! namespaces; CMD, which has the same rights, gains nothing by tracing it, and a locked CMD cannot trace it.
+//! namespaces; CMD gains nothing by tracing it, because it has given up more than CMD has ([`confine::minder`]), and a
+//! locked CMD cannot trace it.
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sched::{CloneFlags, unshare};
@@ -23,6 +24,7 @@ use super::command::{self, CommandLine, NotStarted};
 use super::message::{FromInit, ToInit};
 use super::mounts::View;
 use super::userns;
+use crate::confine;
 use crate::control::wire;
 use crate::sys::proc;
 
@@ -89,9 +91,11 @@ impl Init {
                 return Ok(127);
             }
         };
-        wire::send(supervisor, &FromInit::Started, &[]).map_err(told)?;
         let _ = proc::close_all_fds_in_child(&[supervisor.as_fd()]);
         let _ = proc::null_stdio(&[0, 1, 2]);
+        let mut confined = confine::minder().map_err(|e| e.to_string())?;
+        let lacks = std::mem::take(&mut confined.lacks);
+        wire::send(supervisor, &FromInit::Started { lacks }, &[]).map_err(told)?;
         proc::go_idle();
         match command::mind(child, supervisor).map_err(|e| format!("cannot wait for the command: {e}"))? {
             Some(ending) => {
@@ -108,10 +112,13 @@ impl Init {
         if !self.locked {
             return command::start(&self.command, || Ok(()));
         }
-        command::start(&self.command, || {
-            // Capabilities in a namespace nested in the sandbox's are none over the sandbox's network and mounts, and
-            // mounts that came from a more privileged namespace can no longer be taken off (mount_namespaces(7)).
-            userns::nest(CloneFlags::CLONE_NEWNS).map_err(|e| format!("--locked: {e}"))
-        })
+        command::start(&self.command, lock)
     }
+}
+
+/// Lock a command in that is about to be executed. Capabilities in a namespace nested in the sandbox's are none over the
+/// sandbox's network and mounts, and mounts that came from a more privileged namespace can no longer be taken off
+/// (mount_namespaces(7)).
+pub(super) fn lock() -> Result<(), String> {
+    userns::nest(CloneFlags::CLONE_NEWNS).map_err(|e| format!("--locked: {e}"))
 }

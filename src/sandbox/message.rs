@@ -56,6 +56,12 @@ pub(super) enum FromAgent {
         /// The sentence.
         text: String,
     },
+    /// It has given up what it does not need ([`confine::agent`](fn@crate::confine::agent)). Comes before the first
+    /// [`Link`](Self::Link).
+    Confined {
+        /// What it could not give up; a sentence each.
+        lacks: Vec<String>,
+    },
     /// Init has been forked.
     Init {
         /// Its PID, as the host's PID namespace counts.
@@ -174,8 +180,11 @@ pub(super) enum FromInit {
         /// What, why, what to do.
         text: String,
     },
-    /// CMD runs.
-    Started,
+    /// CMD runs, and who minds it has given up what that does not take.
+    Started {
+        /// But for this; a sentence each.
+        lacks: Vec<String>,
+    },
     /// CMD could not be executed.
     NotExecuted {
         /// Why (errno(3)).

@@ -11,7 +11,8 @@
 //! init:    Ready -> mounts are made                 Started, Stopped, Exited -> what became of CMD
 //! ```
 //!
-//! CMD is let go when init is ready and every network that was asked for works: its gateway carries frames, and the
+//! CMD is let go when init is ready, the agent and this process have given up what they do not need any more
+//! ([`confine`]), and every network that was asked for works: its gateway carries frames, and the
 //! published ports are served. Agent, init and gateways get there in parallel. Until then a signal that would end a process ends the set-up; afterwards signals go on to
 //! CMD ([`super::signals`]), which gets what came before its start as soon as it has started. When CMD is stopped the supervisor stops too, so that the person's shell notices.
 //!
@@ -51,6 +52,7 @@ use super::terminal::Terminal;
 use super::uplink::PATIENCE;
 use super::uplinks::{Ear, GaveUp, Record, Uplinks};
 use super::userns::{self, Caller};
+use crate::confine::{self, Keep};
 use crate::control::state::{Registration, SandboxState, StateDir};
 use crate::control::wire;
 use crate::host::watch::HostWatch;
@@ -146,6 +148,7 @@ pub fn run(mut plan: Run) -> Result<i32, SandboxError> {
         lease,
         own_names,
         mounted: false,
+        agent_confined: false,
         let_go: false,
         started: false,
         by_signal: false,
@@ -185,6 +188,7 @@ fn state_of(plan: &Run) -> SandboxState {
         ports: Vec::new(),
         names: Some(plan.names.clone()),
         container: plan.container.clone(),
+        locked: plan.locked,
     }
 }
 
@@ -203,6 +207,8 @@ struct Supervisor<'a> {
     own_names: Vec<(&'static str, String)>,
     /// Init is ready.
     mounted: bool,
+    /// The agent has given up what it does not need.
+    agent_confined: bool,
     /// Every network that was asked for works, and the ports are served.
     connected: bool,
     /// Init was told to start CMD.
@@ -336,8 +342,9 @@ impl Supervisor<'_> {
                 self.go_if_ready()?;
             }
             Some(FromInit::Failed { text }) => return Err(SandboxError::Inside(text)),
-            Some(FromInit::Started) => {
+            Some(FromInit::Started { lacks }) => {
                 self.started = true;
+                self.uplinks.heed_lacks(lacks)?;
                 proc::go_idle();
             }
             Some(FromInit::NotExecuted { errno }) => {
@@ -381,6 +388,11 @@ impl Supervisor<'_> {
                 }
                 return Err(SandboxError::Vanished { who: "first process", signal });
             }
+            Some((FromAgent::Confined { lacks }, _)) => {
+                self.uplinks.heed_lacks(lacks)?;
+                self.agent_confined = true;
+                self.go_if_ready()?;
+            }
             Some((message, fds)) => self.uplinks.hear_agent(message, fds)?,
             None => {
                 self.agent_socket = None;
@@ -398,9 +410,11 @@ impl Supervisor<'_> {
     fn go_if_ready(&mut self) -> Result<(), SandboxError> {
         if self.mounted
             && self.connected
+            && self.agent_confined
             && !self.let_go
             && let Some(init) = &self.init_socket
         {
+            self.uplinks.heed_lacks(confine::supervisor(Keep::ToBind)?)?;
             if let Some(path) = &self.plan.surroundings.pid_file {
                 write_pid_file(path)?;
             }

@@ -435,6 +435,7 @@ impl Uplinks {
                 self.keep_link(order, name, KeptLink { kind, fd, mac, stays });
             }
             FromAgent::Done { order, error } => self.handle_done(order, error),
+            FromAgent::Confined { lacks } => self.heed_lacks(lacks)?,
             // The rest is for `run` alone.
             _ => {}
         }

@@ -26,6 +26,8 @@ const VERSION_3: u32 = 0x2008_0522;
 pub enum Capability {
     /// CAP_DAC_READ_SEARCH: find and read files whatever their permissions.
     DacReadSearch = 2,
+    /// CAP_KILL: send signals to processes of other users.
+    Kill = 5,
     /// CAP_NET_BIND_SERVICE: bind ports below 1024.
     NetBindService = 10,
     /// CAP_NET_ADMIN: make and set up interfaces.

@@ -1,4 +1,4 @@
-//! What is done when a gateway carries frames, and about one that could not give up everything.
+//! What is done when a gateway carries frames, and about a process that could not give up everything.
 use super::{GaveUp, Uplinks};
 use crate::sandbox::SandboxError;
 
@@ -22,7 +22,7 @@ impl Uplinks {
     }
 
     /// Say it, once for each sentence, or refuse to work where that is asked for.
-    fn heed_lacks(&mut self, lacks: Vec<String>) -> Result<(), SandboxError> {
+    pub(in crate::sandbox) fn heed_lacks(&mut self, lacks: Vec<String>) -> Result<(), SandboxError> {
         if lacks.is_empty() {
             return Ok(());
         }

@@ -23,6 +23,7 @@ mod names;
 mod networks;
 mod run;
 mod share;
+mod stages;
 mod tcp;
 mod udp;
 
@@ -41,6 +42,7 @@ pub fn all() -> Vec<(&'static str, Case)> {
         names::all(),
         networks::all(),
         bad_input::all(),
+        stages::all(),
     ]
     .concat()
 }
@@ -57,6 +59,7 @@ pub fn inner() -> Vec<(&'static str, Case)> {
         names::inner(),
         networks::inner(),
         bad_input::inner(),
+        stages::inner(),
     ]
     .concat()
 }

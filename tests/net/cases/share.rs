@@ -229,7 +229,7 @@ fn a_link_that_cannot_be_is_said_in_a_sentence() -> Result<(), Fault> {
 }
 
 /// What a command that is not locked may do, and a locked one may not: about the network, and about mounts.
-const POWERS: [&str; 7] = [
+pub const POWERS: [&str; 7] = [
     "umount -l /etc",
     "umount -l /sys",
     "mount --bind / /mnt",
