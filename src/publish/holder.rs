@@ -1,14 +1,15 @@
 //! Who has a port of this host, as far as /proc tells (proc(5)): for error messages only, and never in a hurry.
 //!
 //! The kernel's tables of sockets give an inode and a user; which process has that inode open is seen only for the
-//! caller's own processes, unless the caller is root.
+//! caller's own processes, unless the caller is root, and not for those that may not be looked into, as a supervisor that
+//! has its sandbox in place. A sandbox's own state says which ports it has.
 use std::fmt;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use nix::unistd::{Uid, User};
 
-use crate::control::state::StateDir;
+use crate::control::state::{SandboxState, StateDir};
 use crate::plan::Protocol;
 
 /// Who has it.
@@ -50,7 +51,11 @@ pub fn of(protocol: Protocol, address: SocketAddr) -> Option<Holder> {
     let (inode, uid) = socket_at(protocol, address)?;
     let pids = holders(inode);
     let sandboxes = StateDir::open().map(|states| states.glance()).unwrap_or_default();
-    if let Some(sandbox) = sandboxes.iter().find(|sandbox| pids.contains(&sandbox.supervisor_pid)) {
+    let is_ours = uid == Uid::effective().as_raw();
+    if let Some(sandbox) = sandboxes.iter().find(|sandbox| match pids[..] {
+        [] => is_ours && publishes(sandbox, protocol, address),
+        _ => pids.contains(&sandbox.supervisor_pid),
+    }) {
         return Some(Holder::Sandbox(sandbox.name.clone()));
     }
     if let Some(&pid) = pids.first() {
@@ -60,6 +65,11 @@ pub fn of(protocol: Protocol, address: SocketAddr) -> Option<Holder> {
     }
     let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
     Some(Holder::User(user.map_or(format!("uid {uid}"), |user| user.name)))
+}
+
+/// Has it a published port there?
+fn publishes(sandbox: &SandboxState, protocol: Protocol, address: SocketAddr) -> bool {
+    sandbox.ports.iter().any(|port| port.protocol == protocol && is_in_the_way(port.host, address))
 }
 
 /// Inode and uid of the socket in the way; one that listens before one that is connected.
