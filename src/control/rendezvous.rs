@@ -24,10 +24,10 @@
 //! A gateway that ends takes nothing with it: whoever connects and is not heard before the connection closes calls
 //! [`StateDir::reach_gateway`] again.
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -38,7 +38,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::client::SpawnError;
 use super::gateway::BACKLOG;
-use super::state::{StateDir, short_path};
+use super::state::{StateDir, bind_private, short_path};
 use crate::observe::logging;
 use crate::plan::Logging;
 use crate::sys::spawn;
@@ -267,9 +267,6 @@ fn bind(base: &Path) -> Result<Socket, SpawnError> {
     }
     let directory = File::open(base).map_err(|error| SpawnError::File("open", base.to_owned(), error))?;
     let socket = seqpacket().map_err(SpawnError::Socket)?;
-    let bound = address(&directory).and_then(|address| socket.bind(&address));
-    // Nobody else gets past the directory's mode 0700, so there is no moment in which it is open to others.
-    let bound = bound.and_then(|()| fs::set_permissions(&path, Permissions::from_mode(0o600)));
-    bound.map_err(failed("bind"))?;
+    bind_private(&socket, &directory, SOCKET).map_err(failed("bind"))?;
     Ok(socket)
 }

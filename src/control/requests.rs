@@ -6,17 +6,17 @@
 //! but `host` and `container`. A client connects, sends one [`Request`] and waits for one [`Reply`]; the packets are
 //! those of [`super::wire`], without descriptors. The supervisor checks the client's uid (SO_PEERCRED), works on one
 //! request at a time, and lets a few others wait.
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
+use super::state::bind_private;
 use crate::plan::Join;
 
 /// The socket's name in a sandbox's state directory.
@@ -60,14 +60,7 @@ pub fn listen(entry: &Path) -> io::Result<UnixListener> {
     }
     let dir = File::open(entry)?;
     let socket = Socket::new(Domain::UNIX, Type::SEQPACKET.cloexec().nonblocking(), None)?;
-    // Nobody else gets past the directory's mode 0700, so there is no moment in which the socket is open to others.
-    socket.bind(&SockAddr::unix(short_path(&dir))?)?;
-    fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+    bind_private(&socket, &dir, SOCKET)?;
     socket.listen(BACKLOG)?;
     Ok(UnixListener::from(OwnedFd::from(socket)))
-}
-
-/// A path that is short enough for a socket address.
-fn short_path(dir: &File) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd()))
 }

@@ -42,6 +42,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use nix::sys::stat::{self, fchmod};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -323,9 +324,8 @@ impl StateDir {
 
     fn make_base(&self, root: &Root) -> Result<PathBuf> {
         make_private_dir(&root.path)?;
-        if root.shared {
-            check_private_dir(&root.path).map_err(|problem| StateError::Unsafe { path: root.path.clone(), problem })?;
-        }
+        let checked = if root.shared { check_private_dir(&root.path) } else { close_to_others(&root.path) };
+        checked.map_err(|problem| StateError::Unsafe { path: root.path.clone(), problem })?;
         let base = root.path.join(self.netns.to_string());
         make_private_dir(&base)?;
         make_private_dir(&base.join("sandboxes"))?;
@@ -418,10 +418,13 @@ impl Registration {
             _ => {}
         }
         let dir = File::open(&self.entry).map_err(failed("open", &self.entry))?;
-        // Nobody else gets past the entry's mode 0700, so there is no moment in which the socket is open to others.
-        let listener = UnixListener::bind(short_path(&dir, "api.sock")).map_err(failed("bind", &path))?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed("change the mode of", path))?;
-        Ok(listener)
+        let listen = || {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            bind_private(&socket, &dir, "api.sock")?;
+            socket.listen(API_BACKLOG)?;
+            Ok(UnixListener::from(OwnedFd::from(socket)))
+        };
+        listen().map_err(failed("bind", &path))
     }
 }
 
@@ -439,6 +442,17 @@ impl Drop for Registration {
 /// Seconds since 1970.
 fn now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+/// Clients of an API that the kernel lets wait.
+const API_BACKLOG: i32 = 128;
+
+/// Bind a Unix socket in an open directory so that from the first moment only its owner can connect, whatever the umask
+/// and the directory's own mode.
+pub(super) fn bind_private(socket: &Socket, dir: &File, name: &str) -> io::Result<()> {
+    // The file gets the mode that the socket has (unix(7), less the umask).
+    fchmod(socket, stat::Mode::S_IRUSR | stat::Mode::S_IWUSR)?;
+    socket.bind(&SockAddr::unix(short_path(dir, name))?)
 }
 
 /// A path to a file in an open directory that is short enough for a socket address.
@@ -496,6 +510,17 @@ fn check_owner_and_mode(meta: &fs::Metadata) -> Result<(), String> {
         return Err(format!("can be written to by others (mode {:04o})", meta.mode() & 0o7777));
     }
     Ok(())
+}
+
+/// Take away what others may do with a directory of ours, if it was made before with another mode.
+fn close_to_others(path: &Path) -> Result<(), String> {
+    let meta = fs::metadata(path).map_err(|error| format!("cannot be looked at ({error})"))?;
+    if meta.mode() & 0o077 == 0 && meta.uid() == nix::unistd::geteuid().as_raw() {
+        return Ok(());
+    }
+    check_owner_and_mode(&meta)?;
+    let closed = fs::Permissions::from_mode(meta.mode() & 0o700);
+    fs::set_permissions(path, closed).map_err(|error| format!("cannot be closed to others ({error})"))
 }
 
 /// Make a directory with mode 0700; one that is there already is fine.

@@ -554,7 +554,9 @@ impl Waiting {
 /// This process's. A pipe that nobody reads is an error: no signal would end the wait for somebody.
 pub(super) fn write_pid_file(path: &Path) -> Result<(), SandboxError> {
     let mut options = File::options();
-    let file = options.create(true).write(true).truncate(true).custom_flags(libc::O_NONBLOCK).open(path);
+    // Whoever ends a process by it must be able to believe it: nobody else may write to it, whatever the umask.
+    options.create(true).write(true).truncate(true).mode(0o644);
+    let file = options.custom_flags(libc::O_NONBLOCK).open(path);
     file.and_then(|mut file| writeln!(file, "{}", getpid())).map_err(SandboxError::io("write the file of --pid-file"))
 }
 

@@ -201,6 +201,103 @@ fn a_fallback_that_somebody_prepared_is_refused() {
 }
 
 #[test]
+fn what_another_user_prepared_is_refused() {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        // Nobody else can give us one of his.
+        return;
+    }
+    let scratch = Scratch::new();
+    let (theirs, other) = (scratch.0.join("theirs"), Some(nix::unistd::Uid::from_raw(65534)));
+    make_private_dir(&theirs).unwrap();
+    let link = scratch.0.join("their-link");
+    std::os::unix::fs::symlink(&theirs, &link).unwrap();
+    nix::unistd::fchownat(nix::fcntl::AT_FDCWD, &link, other, None, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW).unwrap();
+    assert!(StateDir::at(None, link, 42).unwrap_err().to_string().contains("symbolic link"));
+    nix::unistd::chown(&theirs, other, None).unwrap();
+    let error = StateDir::at(None, theirs.clone(), 42).unwrap_err().to_string();
+    assert!(error.contains("belongs to uid 65534"), "{error}");
+    assert_eq!(fs::read_dir(&theirs).unwrap().count(), 0, "nothing is left there");
+    // Nor is it looked into, when it is there beside a good one.
+    let runtime = scratch.0.join("run");
+    make_private_dir(&runtime).unwrap();
+    let dir = StateDir::at(Some(runtime), theirs.clone(), 42).unwrap();
+    fs::create_dir_all(theirs.join("42/sandboxes/0123456789ab")).unwrap();
+    fs::write(theirs.join("42/sandboxes/0123456789ab/lock"), "").unwrap();
+    assert_eq!(dir.existing_bases().count(), 1);
+    assert!(dir.list().unwrap().is_empty());
+    assert!(theirs.join("42/sandboxes/0123456789ab/lock").exists());
+    // The runtime directory itself may be another's too, or its tapline.
+    let dir = StateDir::at(Some(theirs), scratch.0.join("fallback"), 42).unwrap();
+    assert!(dir.register("0123456789ab", "web").unwrap().path().starts_with(scratch.0.join("fallback")));
+}
+
+/// Everything below, with its mode; sockets, directories and files.
+fn modes(below: &Path) -> Vec<(PathBuf, u32)> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(below).unwrap().flatten() {
+        let meta = fs::symlink_metadata(entry.path()).unwrap();
+        all.push((entry.path(), meta.mode() & 0o7777));
+        if meta.is_dir() {
+            all.extend(modes(&entry.path()));
+        }
+    }
+    all
+}
+
+#[test]
+fn every_file_is_its_owners_whatever_the_umask_and_the_directory() {
+    let scratch = Scratch::new();
+    for name in ["runtime", "fallback"] {
+        crate::sys::testing::in_child(|| {
+            stat::umask(stat::Mode::empty());
+            let runtime = scratch.0.join(name);
+            fs::create_dir(&runtime).unwrap();
+            fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).unwrap();
+            // Made by something else, and open.
+            let own = runtime.join("tapline");
+            fs::create_dir(&own).unwrap();
+            let dir = match name {
+                "runtime" => {
+                    fs::set_permissions(&own, fs::Permissions::from_mode(0o755)).unwrap();
+                    StateDir::at(Some(runtime.clone()), scratch.0.join("unused"), 42).unwrap()
+                }
+                _ => StateDir::at(None, runtime.join("other"), 42).unwrap(),
+            };
+            let registration = dir.register("0123456789ab", "web").unwrap();
+            let _api = registration.bind_api().unwrap();
+            let _control = crate::control::requests::listen(registration.path()).unwrap();
+            let _gateway = dir.bind_gateway().unwrap().unwrap();
+            fs::remove_dir(&own).ok();
+            let all = modes(&runtime);
+            for file in ["lock", "state.json", "api.sock", "control.sock", "gateway.sock", "gateway.lock", "web"] {
+                if !all.iter().any(|(path, _)| path.ends_with(file)) {
+                    return Err(format!("no {file} in {all:?}"));
+                }
+            }
+            match all.iter().find(|(path, mode)| *mode != if path.is_dir() { 0o700 } else { 0o600 }) {
+                Some((path, mode)) => Err(format!("{} has mode {mode:04o}", path.display())),
+                None => Ok(()),
+            }
+        });
+    }
+}
+
+#[test]
+fn a_socket_is_its_owners_from_the_first_moment() {
+    let scratch = Scratch::new();
+    crate::sys::testing::in_child(|| {
+        stat::umask(stat::Mode::empty());
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        bind_private(&socket, &File::open(&scratch.0).unwrap(), "socket").unwrap();
+        match fs::metadata(scratch.0.join("socket")).unwrap().mode() & 0o7777 {
+            0o600 => Ok(()),
+            mode => Err(format!("{mode:04o}")),
+        }
+    });
+}
+
+#[test]
 fn a_runtime_directory_that_is_no_directory_of_ours_is_passed_over() {
     let scratch = Scratch::new();
     let file = scratch.0.join("file");
