@@ -37,7 +37,9 @@ use crate::confine::{self, Succession};
 use crate::datapath::Worker;
 use crate::datapath::commands::WorkerGone;
 use crate::sys::spawn;
-use check::{check_attach, check_link};
+use check::check_link;
+use check::check_listener;
+pub use check::{Home, check_attach, check_reached, check_sent_link};
 use hub::{Hub, Setup, refuse};
 
 mod check;
@@ -91,7 +93,7 @@ pub enum Entrance {
 pub fn main(entrance: Entrance) -> Result<(), GatewayError> {
     match entrance {
         Entrance::Connection(number) => private(inherited(number, check_attach)?),
-        Entrance::Listener(number) => shared(inherited(number, check_attach)?),
+        Entrance::Listener(number) => shared(inherited(number, check_listener)?),
     }
 }
 

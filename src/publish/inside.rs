@@ -12,13 +12,16 @@
 //! [`BATCH`], so that a burst of connections does not wait for the agent each time. Whoever finds the stock empty
 //! waits for [`Pool::handle_ready`] to say that something came. Nothing here blocks.
 //!
-//! The agent trusts the gateway with nothing else: a request can only ever make an unconnected, unbound socket.
+//! The agent trusts the gateway with nothing else: a request can only ever make an unconnected, unbound socket. The gateway
+//! trusts the agent with as little: what comes has to be a new socket of the kind that was asked for, and none of the
+//! host's own network, or it is closed with the connection.
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::sys::scm::{self, ScmError};
+use crate::sys::sockopt::network_namespace;
 
 /// Bytes of a request and of an answer.
 pub const REQUEST: usize = 2;
@@ -49,13 +52,36 @@ impl Kind {
     }
 
     fn socket(self) -> io::Result<Socket> {
-        let (domain, kind, protocol) = match self {
+        let (domain, kind, protocol) = self.what();
+        Socket::new(domain, kind.nonblocking().cloexec(), Some(protocol))
+    }
+
+    fn what(self) -> (Domain, Type, Protocol) {
+        match self {
             Kind::Tcp4 => (Domain::IPV4, Type::STREAM, Protocol::TCP),
             Kind::Tcp6 => (Domain::IPV6, Type::STREAM, Protocol::TCP),
             Kind::Udp4 => (Domain::IPV4, Type::DGRAM, Protocol::UDP),
             Kind::Udp6 => (Domain::IPV6, Type::DGRAM, Protocol::UDP),
-        };
-        Socket::new(domain, kind.nonblocking().cloexec(), Some(protocol))
+        }
+    }
+
+    /// Is it one of these: new, non-blocking, and not of the host's?
+    fn check(self, fd: &OwnedFd, host: Option<u64>) -> io::Result<()> {
+        let socket = SockRef::from(fd);
+        let (domain, kind, protocol) = self.what();
+        if socket.domain()? != domain || socket.r#type()? != kind || socket.protocol()? != Some(protocol) {
+            return Err(io::Error::other("it is of another kind"));
+        }
+        if host.is_some() && network_namespace(fd.as_fd()) == host {
+            return Err(io::Error::other("it belongs to the host's own network"));
+        }
+        if socket.local_addr()?.as_socket().is_none_or(|bound| bound.port() != 0) {
+            return Err(io::Error::other("it is bound already"));
+        }
+        match socket.nonblocking()? {
+            true => Ok(()),
+            false => Err(io::Error::other("it would block")),
+        }
     }
 }
 
@@ -89,6 +115,8 @@ pub fn serve_one(gateway: BorrowedFd<'_>) -> io::Result<bool> {
 #[derive(Debug)]
 pub struct Pool {
     agent: OwnedFd,
+    /// The network namespace that none of the sockets may be of, where the kernel tells.
+    host: Option<u64>,
     stocks: [Stock; 4],
 }
 
@@ -113,9 +141,11 @@ pub enum Taken {
 }
 
 impl Pool {
-    /// A stock that is still empty. `agent` is a non-blocking connection, already registered with the worker's poll.
+    /// A stock that is still empty. `agent` is a non-blocking connection, already registered with the worker's poll; it
+    /// was made on the host.
     pub fn new(agent: OwnedFd) -> Pool {
-        Pool { agent, stocks: Default::default() }
+        let host = network_namespace(agent.as_fd());
+        Pool { agent, host, stocks: Default::default() }
     }
 
     /// The connection to the agent.
@@ -164,6 +194,10 @@ impl Pool {
             let (Some(kind), REQUEST) = (Kind::from_number(answer[0]), length) else {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
             };
+            if let Some(error) = fds.iter().find_map(|fd| kind.check(fd, self.host).err()) {
+                tracing::warn!("the sandbox's agent sent a socket that was not asked for: {error}");
+                return Err(error);
+            }
             let stock = &mut self.stocks[kind as usize];
             stock.asked = false;
             stock.refused = fds.is_empty();
@@ -176,10 +210,12 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::testing::pair_elsewhere;
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
+    /// Made elsewhere, so that this is the inside.
     fn pair() -> (Pool, OwnedFd) {
-        let (ours, theirs) = scm::pair().unwrap();
+        let [ours, theirs] = pair_elsewhere();
         fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
         (Pool::new(ours), theirs)
     }
@@ -227,6 +263,35 @@ mod tests {
         drop(agent);
         assert!(pool.handle_ready().is_err());
         assert!(matches!(pool.take(Kind::Tcp4), Taken::Never));
+    }
+
+    #[test]
+    fn what_was_not_asked_for_is_closed_with_the_connection() {
+        let socket = |domain, kind: Type| Socket::new(domain, kind, None).unwrap();
+        let tcp = || socket(Domain::IPV4, Type::STREAM.nonblocking());
+        let bound = tcp();
+        bound.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        let pipe = Socket::from(OwnedFd::from(io::pipe().unwrap().1));
+        for (socket, what) in [
+            (socket(Domain::IPV4, Type::DGRAM.nonblocking()), "another kind"),
+            (socket(Domain::IPV6, Type::STREAM.nonblocking()), "another kind"),
+            (socket(Domain::UNIX, Type::STREAM.nonblocking()), "another kind"),
+            (pipe, "Socket operation on non-socket"),
+            (socket(Domain::IPV4, Type::STREAM), "it would block"),
+            (bound, "bound already"),
+        ] {
+            let (mut pool, agent) = pair();
+            assert!(matches!(pool.take(Kind::Tcp4), Taken::Wait));
+            scm::send(&agent, &[Kind::Tcp4 as u8, 2], &[tcp().as_fd(), socket.as_fd()]).unwrap();
+            let error = pool.handle_ready().unwrap_err().to_string();
+            assert!(error.contains(what), "{error}, not {what}");
+        }
+        // A pool of the host's: what comes has to be of another namespace.
+        let (ours, theirs) = scm::pair().unwrap();
+        fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        let mut pool = Pool::new(ours);
+        scm::send(&theirs, &[Kind::Tcp4 as u8, 1], &[tcp().as_fd()]).unwrap();
+        assert!(pool.handle_ready().unwrap_err().to_string().contains("the host's own network"));
     }
 
     #[test]

@@ -32,6 +32,7 @@ use super::listeners::{Listeners, can_be_reached};
 use super::message::{FromAgent, Gone, ToAgent};
 use super::order;
 use super::ports::{Inner, MOST_FOLLOWED};
+use crate::control::gateway::check_attach;
 use crate::control::wire;
 use crate::plan::{Ports, Protocol, Reach, Reached};
 use crate::publish::{inside, splice};
@@ -118,10 +119,16 @@ impl<'a> Attendance<'a> {
     /// False when the supervisor has gone.
     fn hear(&mut self) -> bool {
         match wire::recv::<ToAgent>(self.supervisor) {
-            Ok(Some((ToAgent::Inside, mut fds))) => {
-                self.gateway = fds.pop();
-                true
-            }
+            Ok(Some((ToAgent::Inside, fds))) => match connection(fds) {
+                Ok(gateway) => {
+                    self.gateway = Some(gateway);
+                    true
+                }
+                Err(why) => {
+                    let text = format!("the sandbox's agent makes no sockets for a gateway: {why}");
+                    notify(self.supervisor, vec![text]).is_ok()
+                }
+            },
             Ok(Some((ToAgent::IdsMapped, _))) => true,
             Ok(Some((ToAgent::Make { order, interface }, _))) => match order::make(&interface) {
                 Ok(made) => {
@@ -161,6 +168,13 @@ impl<'a> Attendance<'a> {
     fn done(&self, order: u64, outcome: Result<(), String>) -> bool {
         wire::send(self.supervisor, &FromAgent::Done { order, error: outcome.err() }, &[]).is_ok()
     }
+}
+
+/// The one connection that came with a message.
+fn connection(fds: Vec<OwnedFd>) -> Result<OwnedFd, String> {
+    let [one] = <[OwnedFd; 1]>::try_from(fds).map_err(|fds| format!("{} descriptors came, not one", fds.len()))?;
+    check_attach(&one).map_err(|error| error.to_string())?;
+    Ok(one)
 }
 
 /// End the connections that went through a gateway that has died, so that nobody waits for what will not come. Those
@@ -449,6 +463,33 @@ mod tests {
                 other => Err(format!("{other:?}")),
             }
         });
+    }
+
+    #[test]
+    fn an_agent_makes_sockets_for_connections_alone_and_closes_what_else_it_is_sent() {
+        let (ours, supervisor) = scm::pair().unwrap();
+        let agent = std::thread::spawn(move || Attendance::new(&ours, &Ports::default(), Vec::new()).wait(None));
+        let (mut reader, writer) = io::pipe().unwrap();
+        let alone = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
+        let stream = Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap().0;
+        for (fds, what) in [
+            (vec![writer.as_fd()], "Socket operation on non-socket"),
+            (vec![alone.as_fd()], "nobody is at its other end"),
+            (vec![stream.as_fd()], "not a Unix sequenced-packet socket"),
+            (vec![], "0 descriptors came"),
+            (vec![supervisor.as_fd(), supervisor.as_fd()], "2 descriptors came"),
+        ] {
+            wire::send(&supervisor, &ToAgent::Inside, &fds).unwrap();
+            match wire::recv::<FromAgent>(&supervisor).unwrap() {
+                Some((FromAgent::Notice { text }, _)) => assert!(text.contains(what), "{text}"),
+                other => panic!("{other:?}"),
+            }
+        }
+        // Nobody else has the pipe open any more.
+        drop(writer);
+        assert_eq!(io::Read::read(&mut reader, &mut [0; 1]).unwrap(), 0);
+        drop(supervisor);
+        assert_eq!(agent.join().unwrap(), Ok(Ended::Supervisor));
     }
 
     #[test]

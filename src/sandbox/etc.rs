@@ -206,11 +206,20 @@ pub struct OwnFiles {
 
 impl OwnFiles {
     /// From the descriptors that came with init's `Ready`, hosts first, and the texts that init wrote. `None` where
-    /// there are none: in the modes `host` and `container`.
+    /// there are none (in the modes `host` and `container`), or they are something else than ordinary files with these
+    /// texts: what is written to them later shall change nothing else.
     pub fn new(fds: Vec<OwnedFd>, files: &[(&'static str, String)]) -> Option<OwnFiles> {
         let text = |name| files.iter().find(|(other, _)| *other == name).map(|(_, text)| text.clone());
         let [hosts, resolv_conf] = <[OwnedFd; 2]>::try_from(fds).ok()?;
-        let own = |fd: OwnedFd, name| Some(OwnFile { file: fd.into(), written: text(name)? });
+        let own = |fd: OwnedFd, name| {
+            let file = OwnFile { file: fd.into(), written: text(name)? };
+            match file.is_as_written() {
+                Ok(true) => return Some(file),
+                Ok(false) => tracing::warn!("what came as the sandbox's {name} is another file: it stays as it is"),
+                Err(error) => tracing::warn!("the sandbox's {name} cannot be read, and stays as it is: {error}"),
+            }
+            None
+        };
         Some(OwnFiles { hosts: own(hosts, HOSTS)?, resolv_conf: own(resolv_conf, RESOLV_CONF)? })
     }
 
@@ -226,6 +235,17 @@ impl OwnFiles {
 }
 
 impl OwnFile {
+    /// Is it an ordinary file with that text and nothing else?
+    fn is_as_written(&self) -> io::Result<bool> {
+        let meta = self.file.metadata()?;
+        if !meta.is_file() || meta.len() != self.written.len() as u64 {
+            return Ok(false);
+        }
+        let mut there = vec![0; self.written.len()];
+        self.file.read_exact_at(&mut there, 0)?;
+        Ok(there == self.written.as_bytes())
+    }
+
     /// Put this text in the place of the one before; nothing happens when that is no longer there.
     fn update(&mut self, text: String) -> io::Result<()> {
         if self.written == text {
@@ -396,6 +416,30 @@ mod tests {
         assert_eq!(gateways.len(), 1);
         assert!(gateways[0].starts_with("10.176.2.1 "), "the one that leads out: {gateways:?}");
         assert!(!hosts(&names(), &[shared(1, true, true)], &[]).contains("host.tapline.internal"));
+    }
+
+    #[test]
+    fn only_the_files_that_were_written_are_kept_for_later() {
+        let dir = std::env::temp_dir().join(format!("tapline-etc-own-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let file = |name: &str, text: &str| -> OwnedFd {
+            std::fs::write(dir.join(name), text).unwrap();
+            File::options().read(true).write(true).open(dir.join(name)).unwrap().into()
+        };
+        let texts = [(HOSTS, "one\n".to_owned()), (RESOLV_CONF, "two\n".to_owned())];
+        let good = || vec![file("hosts", "one\n"), file("resolv.conf", "two\n")];
+        assert!(OwnFiles::new(good(), &texts).is_some());
+        let null = || OwnedFd::from(File::options().read(true).write(true).open("/dev/null").unwrap());
+        for wrong in [
+            vec![file("hosts", "one\n")],
+            vec![file("hosts", "one\n"), file("shadow", "root:x\n")],
+            vec![file("hosts", "one\n"), null()],
+            vec![File::open(&dir).unwrap().into(), file("resolv.conf", "two\n")],
+            vec![file("hosts", "one\n"), io::pipe().unwrap().0.into()],
+        ] {
+            assert!(OwnFiles::new(wrong, &texts).is_none());
+        }
+        std::fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]

@@ -57,6 +57,7 @@ use super::reach::{Changes, Reacher};
 use super::seats::{self, About};
 use super::uplink::{self, Fate, KeptLink, Uplink};
 use crate::control::client::GatewayProcess;
+use crate::control::gateway::{Home, check_reached, check_sent_link};
 use crate::control::messages::{FromGateway, ToGateway};
 use crate::control::networks::Networks;
 use crate::control::requests::{self, Request};
@@ -429,8 +430,14 @@ impl Uplinks {
                     tracing::warn!("{notice}");
                 }
                 let fd = fds.pop();
-                if fd.is_none() && kind != LinkKind::None {
-                    return Err(SandboxError::Inside("the sandbox's agent sent no link".into()));
+                match &fd {
+                    None if kind != LinkKind::None => {
+                        return Err(SandboxError::Inside("the sandbox's agent sent no link".into()));
+                    }
+                    Some(fd) => check_sent_link(kind, fd).map_err(|error| {
+                        SandboxError::Inside(format!("what the sandbox's agent sent is no link: {error}"))
+                    })?,
+                    None => {}
                 }
                 self.keep_link(order, name, KeptLink { kind, fd, mac, stays });
             }
@@ -547,6 +554,10 @@ impl Uplinks {
                 tracing::warn!("{failure}");
             }
             return Ok(());
+        }
+        let home = Home::here();
+        if let Some(wrong) = reached.iter().zip(&fds).find_map(|(reached, fd)| check_reached(reached, fd, home).err()) {
+            return Err(SandboxError::Inside(format!("what the sandbox's agent sent is wrong: {wrong}")));
         }
         let come = reached.into_iter().zip(fds);
         let come: Vec<_> = come.filter(|(reached, _)| !has_started || self.reacher.handle_opened(reached)).collect();

@@ -5,7 +5,7 @@
 //! glibc's fork leaves the allocator usable in the child; what may not be used there is anything else that
 //! another thread could have held locked at that moment, standard output above all.
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 /// Longest that a child may take, in seconds.
 const TIME_LIMIT: u32 = 60;
@@ -96,6 +96,23 @@ pub fn empty_call(number: libc::c_long) -> io::Result<()> {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
     }
+}
+
+/// [`scm::pair`](super::scm::pair), made in a network namespace of its own: for a process that is the inside of a sandbox.
+pub fn pair_elsewhere() -> [OwnedFd; 2] {
+    let pair = from_elsewhere(|| super::scm::pair().map(|(one, other)| vec![one, other]).map_err(|e| e.to_string()));
+    pair.try_into().expect("both")
+}
+
+/// Descriptors that are made in a network namespace of their own, which lives on with them.
+pub fn from_elsewhere(make: impl FnOnce() -> Result<Vec<OwnedFd>, String>) -> Vec<OwnedFd> {
+    let (ours, theirs) = super::scm::pair().expect("a socket pair");
+    in_namespace(|| {
+        let made = make()?;
+        let made: Vec<_> = made.iter().map(AsFd::as_fd).collect();
+        super::scm::send(&theirs, b"x", &made).map_err(|e| e.to_string())
+    });
+    super::scm::recv(&ours, &mut [0; 1]).expect("what was made").1
 }
 
 /// Have files of this process grow no further than that: writing beyond is an error.

@@ -39,7 +39,7 @@ use tokio::time::{sleep, timeout};
 use super::super::api::{self, ApiState, SandboxInfo};
 use super::super::messages::{FromGateway, ToGateway};
 use super::super::wire::{self, WireError};
-use super::check::{Request, check_api, check_attach, set_nonblocking};
+use super::check::{Home, Request, check_api, check_listener, set_nonblocking};
 use super::mouth::{self, Mouth};
 use super::ports::Ports;
 use super::{BACKLOG, GRACE, GatewayError};
@@ -172,7 +172,7 @@ impl Hub {
 
     /// Accept supervisors here too. Call it within a tokio runtime.
     pub fn listen(self: &Arc<Hub>, listener: OwnedFd) -> io::Result<()> {
-        check_attach(&listener)?;
+        check_listener(&listener)?;
         set_nonblocking(&listener)?;
         // It may listen already. Whoever connects sees from now on that it is this process (SO_PEERCRED is as of the last
         // listen(2)).
@@ -226,7 +226,7 @@ impl Hub {
         let first = first.await?;
         drop(silent);
         let Some((message, fds)) = first else { return Ok(()) };
-        let request = match Request::check(message, fds, self.setup.check_link) {
+        let request = match Request::check(message, fds, self.setup.check_link, Home::of(&*attach)) {
             Ok(request) => request,
             Err(reason) => return refuse(&*attach, &reason),
         };
@@ -374,6 +374,7 @@ impl Hub {
             place.id.clone(),
             place.connection,
             place.commands.clone(),
+            Home::of(&*attach),
             Arc::clone(&self.state),
             said.clone(),
         );
@@ -454,8 +455,13 @@ impl Hub {
                 Err(fds) => self.say(place, format!("{} descriptors came with `listen`, 1 was expected", fds.len())),
             },
             ToGateway::Api => match <[OwnedFd; 1]>::try_from(fds) {
-                Ok([listener]) if check_api(&listener).is_ok() => self.serve_api(&place.id, listener.into()),
-                _ => self.say(place, "what came with `api` is not a listening Unix socket".to_owned()),
+                Ok([listener]) => match check_api(&listener).and_then(|()| set_nonblocking(&listener)) {
+                    Ok(()) => self.serve_api(&place.id, listener.into()),
+                    Err(error) => {
+                        self.say(place, format!("what came with `api` is not a listening Unix socket: {error}"));
+                    }
+                },
+                Err(fds) => self.say(place, format!("{} descriptors came with `api`, 1 was expected", fds.len())),
             },
             ToGateway::HostChanged { host } => self.handle_host(&place.id, &host),
             message @ (ToGateway::Inside

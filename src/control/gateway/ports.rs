@@ -11,19 +11,20 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use socket2::{Domain, SockRef, Type};
+use socket2::SockRef;
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::api::ApiState;
 use super::super::messages::{FromGateway, ToGateway};
-use super::check::{check_attach, set_nonblocking};
+use super::check::{Home, check_attach, check_bound, check_reached, set_nonblocking};
 use crate::datapath::commands::{Command, CommandSender, WorkerGone};
-use crate::plan::{PortFailure, Protocol, Published, PublishedKey, Reached};
+use crate::plan::{PortFailure, Published, PublishedKey};
 
 /// The ports that come by one connection.
 pub struct Ports {
     id: String,
     commands: CommandSender,
+    home: Home,
     steps: mpsc::UnboundedSender<Step>,
 }
 
@@ -38,17 +39,18 @@ enum Step {
 }
 
 impl Ports {
-    /// For the sandbox with this id, and the connection with this number. Call it within a tokio runtime.
+    /// For the sandbox with this id, and the connection with this number, which was made at `home`. Call it within a tokio runtime.
     pub fn new(
         id: String,
         connection: u64,
         commands: CommandSender,
+        home: Home,
         state: Arc<ApiState>,
         said: mpsc::Sender<FromGateway>,
     ) -> Ports {
         let (steps, queue) = mpsc::unbounded_channel();
         tokio::spawn(finish(queue, id.clone(), connection, state, said));
-        Ports { id, commands, steps }
+        Ports { id, commands, home, steps }
     }
 
     /// A message about ports. `Ok` with a sentence where something cannot be done and the message has no answer.
@@ -72,10 +74,12 @@ impl Ports {
                 self.commands.send(Command::Unpublish { ports: ports.clone(), reply })?;
                 self.then(Step::Unpublished { request, ports, done });
             }
-            ToGateway::Reach { reached } => match paired("reach", reached, fds, check_reached) {
-                Ok(reached) => self.commands.send(Command::Reach { id: self.id.clone(), reached })?,
-                Err(error) => return Ok(Some(format!("ports of the host cannot be reached: {error}"))),
-            },
+            ToGateway::Reach { reached } => {
+                match paired("reach", reached, fds, |reached, fd| check_reached(reached, fd, self.home)) {
+                    Ok(reached) => self.commands.send(Command::Reach { id: self.id.clone(), reached })?,
+                    Err(error) => return Ok(Some(format!("ports of the host cannot be reached: {error}"))),
+                }
+            }
             ToGateway::Unreach { request, reached } => {
                 let (reply, done) = oneshot::channel();
                 self.commands.send(Command::Unreach { id: self.id.clone(), reached, reply })?;
@@ -91,7 +95,7 @@ impl Ports {
         if let Some(other) = ports.iter().find(|port| port.sandbox != self.id) {
             return Err(format!("a port of the sandbox {} came over the connection of {}", other.sandbox, self.id));
         }
-        paired("publish", ports, fds, check_published)
+        paired("publish", ports, fds, |port, fd| check_published(port, fd, self.home))
     }
 
     fn then(&self, step: Step) {
@@ -172,8 +176,9 @@ fn inside(fds: Vec<OwnedFd>) -> Result<OwnedFd, String> {
     Ok(agent)
 }
 
-fn check_published(port: &Published, fd: &OwnedFd) -> Result<(), String> {
+fn check_published(port: &Published, fd: &OwnedFd, home: Home) -> Result<(), String> {
     check_bound(port.protocol, port.host, fd)
+        .and_then(|()| home.is_of(fd))
         .and_then(|()| match port.host.is_ipv6() && SockRef::from(fd).only_v6()? == port.dual_stack {
             true => Err(io::Error::other("its IPV6_V6ONLY is not as it was said")),
             false => Ok(()),
@@ -181,32 +186,4 @@ fn check_published(port: &Published, fd: &OwnedFd) -> Result<(), String> {
         .map_err(|error| {
             format!("the socket for {}/{} is not what it is said to be: {error}", port.host, port.protocol)
         })
-}
-
-fn check_reached(reached: &Reached, fd: &OwnedFd) -> Result<(), String> {
-    check_bound(reached.protocol, reached.inside, fd).map_err(|error| {
-        format!("the socket at {}/{} is not what it is said to be: {error}", reached.inside, reached.protocol)
-    })
-}
-
-/// Is it a socket of this protocol, bound there, and does it listen if it is TCP?
-fn check_bound(protocol: Protocol, to: std::net::SocketAddr, fd: &OwnedFd) -> io::Result<()> {
-    let socket = SockRef::from(fd);
-    let (kind, number) = match protocol {
-        Protocol::Tcp => (Type::STREAM, socket2::Protocol::TCP),
-        Protocol::Udp => (Type::DGRAM, socket2::Protocol::UDP),
-    };
-    let family = if to.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
-    if socket.domain()? != family || socket.r#type()? != kind || socket.protocol()? != Some(number) {
-        return Err(io::Error::other("it is another kind of socket"));
-    }
-    match socket.local_addr()?.as_socket() {
-        Some(bound) if bound == to => {}
-        Some(bound) => return Err(io::Error::other(format!("it is bound to {bound}"))),
-        None => return Err(io::Error::other("it is not bound")),
-    }
-    if protocol == Protocol::Tcp && !socket.is_listener()? {
-        return Err(io::Error::other("it does not listen"));
-    }
-    Ok(())
 }

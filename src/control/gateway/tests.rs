@@ -18,7 +18,9 @@ use crate::datapath::commands::{Command, CommandReceiver, CommandSender, Event, 
 use crate::gateway::link::{Asker, Peer, PortId};
 use crate::plan::{HostView, LinkKind, MacAddr, Network, Origin, Protocol, Published, Reached};
 use crate::sys::scm;
+use crate::sys::testing::from_elsewhere;
 
+mod descriptors;
 mod shared;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -366,6 +368,15 @@ fn ports_are_served_and_closed_by_the_worker() {
     std::fs::remove_file(path).unwrap();
 }
 
+/// A listener on the loopback of a network namespace of its own.
+fn listener_elsewhere() -> Socket {
+    let made = from_elsewhere(|| {
+        crate::sandbox::link::bring_up_loopback().map_err(|e| e.to_string())?;
+        std::net::TcpListener::bind("127.0.0.1:0").map(|listener| vec![listener.into()]).map_err(|e| e.to_string())
+    });
+    Socket::from(made.into_iter().next().unwrap())
+}
+
 #[test]
 fn sockets_that_are_not_what_they_are_said_to_be_are_refused_and_closed() {
     let bench = Bench::attached(None);
@@ -379,7 +390,13 @@ fn sockets_that_are_not_what_they_are_said_to_be_are_refused_and_closed() {
     let file = Socket::from(file());
     let foreign = Published { sandbox: "ffffffffffff".into(), ..port.clone() };
     let dual = Published { dual_stack: true, ..six };
-    let cases: [(Vec<Published>, &[&Socket], &str); 9] = [
+    let inside_socket = listener_elsewhere();
+    let inside = Published { host: inside_socket.local_addr().unwrap().as_socket().unwrap(), ..port.clone() };
+    let connected = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+    connected.connect(&SocketAddr::from(([127, 0, 0, 1], 9)).into()).unwrap();
+    let host = connected.local_addr().unwrap().as_socket().unwrap();
+    let connected_port = Published { host, protocol: Protocol::Udp, ..port.clone() };
+    let cases: [(Vec<Published>, &[&Socket], &str); 11] = [
         (vec![port.clone()], &[], "0 descriptors came with `publish`, 1 were expected"),
         (vec![port.clone()], &[&socket, &other_socket], "2 descriptors came"),
         (vec![], &[&socket], "0 were expected"),
@@ -388,6 +405,8 @@ fn sockets_that_are_not_what_they_are_said_to_be_are_refused_and_closed() {
         (vec![port.clone()], &[&file], "is not what it is said to be"),
         (vec![silent_port], &[&silent], "it does not listen"),
         (vec![dual], &[&six_socket], "IPV6_V6ONLY"),
+        (vec![inside], &[&inside_socket], "another network namespace"),
+        (vec![connected_port], &[&connected], "it is connected"),
         (vec![foreign], &[&socket], "a port of the sandbox ffffffffffff"),
     ];
     for (request, (ports, sockets, reason)) in cases.into_iter().enumerate() {
@@ -396,9 +415,13 @@ fn sockets_that_are_not_what_they_are_said_to_be_are_refused_and_closed() {
         assert_eq!(answered, request as u64);
         assert!(error.as_ref().is_some_and(|error| error.contains(reason)), "{reason}: {error:?}");
     }
-    // Nobody else has the listener any more.
+    // Nobody else has the listener any more; but what other tests have forked may have it until it ends.
     drop(socket);
-    drop(std::net::TcpListener::bind(port.host).unwrap());
+    let until = std::time::Instant::now() + 3 * PATIENCE;
+    while let Err(error) = std::net::TcpListener::bind(port.host) {
+        assert!(std::time::Instant::now() < until, "{error}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     bench.end();
 }
 
@@ -485,8 +508,9 @@ fn the_agent_and_listeners_inside_are_handed_on() {
         }
         other => panic!("{other:?}"),
     }
-    let (port, socket) = published(Protocol::Tcp, "127.0.0.1:0");
-    let reached = Reached { host_port: 5432, protocol: Protocol::Tcp, inside: port.host };
+    let socket = listener_elsewhere();
+    let inside = socket.local_addr().unwrap().as_socket().unwrap();
+    let reached = Reached { host_port: 5432, protocol: Protocol::Tcp, inside };
     bench.hand(&ToGateway::Reach { reached: vec![reached] }, &[&socket]);
     match bench.command() {
         Command::Reach { id, reached: came } => {
@@ -499,10 +523,13 @@ fn the_agent_and_listeners_inside_are_handed_on() {
     assert_eq!((id.as_str(), gone), ("0123456789ab", vec![reached]));
     reply.send(()).unwrap();
     assert!(matches!(bench.said(), Some(FromGateway::Done { request: 5, error: None })));
+    let (port, of_the_host) = published(Protocol::Tcp, "127.0.0.1:0");
     for (message, sockets) in [
         (ToGateway::Inside, vec![&socket]),
         (ToGateway::Inside, vec![]),
         (ToGateway::Reach { reached: vec![Reached { protocol: Protocol::Udp, ..reached }] }, vec![&socket]),
+        // One of the host's own.
+        (ToGateway::Reach { reached: vec![Reached { inside: port.host, ..reached }] }, vec![&of_the_host]),
     ] {
         bench.hand(&message, &sockets);
         assert!(matches!(bench.said(), Some(FromGateway::Notice { .. })));
@@ -547,7 +574,7 @@ fn names_are_answered_while_hundreds_of_clients_misbehave() {
 
 #[test]
 fn descriptors_are_taken_for_what_they_are() {
-    let refusal = |message, fds| Request::check(message, fds, check_link).err().unwrap();
+    let refusal = |message, fds| Request::check(message, fds, check_link, Home::of(file())).err().unwrap();
     assert!(refusal(attach(false), vec![]).contains("0 descriptors"));
     assert!(refusal(attach(true), vec![file()]).contains("2 were expected"));
     assert!(refusal(attach(false), vec![file()]).contains("not a TAP device"));
@@ -580,7 +607,7 @@ fn a_capture_is_taken_for_a_file_of_a_network_of_its_own_and_a_missing_link_for_
         let SandboxInfo { endpoint, host, .. } = info();
         ToGateway::Attach { network, endpoint, link, host, api: false, capture }
     };
-    let check = |message, fds| Request::check(message, fds, |_, _| Ok(()));
+    let check = |message, fds| Request::check(message, fds, |_, _| Ok(()), Home::of(file()));
     let refusal = |message, fds| check(message, fds).err().unwrap();
     let network = info().network;
     let (path, capture) = capture_file();

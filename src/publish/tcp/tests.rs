@@ -17,7 +17,7 @@ use crate::host::HostSide;
 use crate::host::testing::in_namespace;
 use crate::plan::{HostView, MacAddr, Network, Origin};
 use crate::publish::{Publishing, inside};
-use crate::sys::scm;
+use crate::sys::testing::pair_elsewhere;
 
 const PORT: PortId = PortId(3);
 const ID: &str = "0123456789ab";
@@ -88,7 +88,7 @@ impl Test {
     }
 
     fn add_agent(&mut self) {
-        let (ours, theirs) = scm::pair().unwrap();
+        let [ours, theirs] = pair_elsewhere();
         fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
         self.agent = Some(std::thread::spawn(move || while inside::serve_one(theirs.as_fd()).unwrap_or(false) {}));
         self.publishing.add_agent(PORT, ours).unwrap();

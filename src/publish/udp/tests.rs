@@ -18,7 +18,7 @@ use crate::host::HostSide;
 use crate::host::testing::in_namespace;
 use crate::plan::{Endpoint, HostView, MacAddr, Network, Origin as Wanted, Protocol};
 use crate::sys::netlink::Netlink;
-use crate::sys::scm;
+use crate::sys::testing::pair_elsewhere;
 
 const PORT: PortId = PortId(0);
 const LIMIT: Duration = Duration::from_secs(20);
@@ -41,7 +41,7 @@ impl World {
     /// On a network of that behaviour.
     fn behaving(behaviour: Behaviour) -> World {
         let mut world = World::on(Network { behaviour, ..crate::gateway::emit::testing::network(1500) });
-        let (ours, theirs) = scm::pair().unwrap();
+        let [ours, theirs] = pair_elsewhere();
         fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
         world.publishing.add_agent(PORT, ours).unwrap();
         std::thread::spawn(move || while inside::serve_one(theirs.as_fd()).unwrap_or(false) {});
