@@ -227,6 +227,12 @@ pub trait Host {
 
     /// Hand a DNS query to the forwarder. `false` when too many are waiting.
     fn dns_query(&mut self, asker: Asker, message: &[u8]) -> bool;
+
+    /// How many more sockets there may be, about, where several sandboxes share them: who has more than that gets no
+    /// others, so that one alone never has more than half of all, and there is something left for whoever comes next.
+    fn descriptors_left(&self) -> usize {
+        usize::MAX
+    }
 }
 
 /// Why the host would not carry something, as far as the sandbox can be told.

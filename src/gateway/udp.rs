@@ -22,8 +22,10 @@
 //! Timers: a flow ends when nothing came or went for `udp_timeout`, one that only asked port 53 after ten
 //! seconds (RFC 4787 REQ-5 and its exception).
 //!
-//! Limits: each sandbox has at most [`MOST_FLOWS`] flows; the one idle longest makes room. When the
+//! Limits: each sandbox has at most [`MOST_FLOWS`] flows, of at most 128 addresses each (some 8 KiB), and no more than there
+//! are descriptors left for others; the one idle longest makes room. When the
 //! host is out of descriptors, the one idle longest of the sandbox that has most does. A flow whose first datagram could not be sent is not kept.
+//! A question to the DNS address has at most [`LONGEST_QUESTION`] bytes.
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -51,6 +53,8 @@ const DNS_TIMEOUT: Duration = Duration::from_secs(10);
 const DNS_PORT: u16 = 53;
 const DHCP_SERVER_PORT: u16 = 67;
 const HEADER: usize = 8;
+/// A question has one name of 255 bytes at most, and what EDNS adds.
+const LONGEST_QUESTION: usize = 4096;
 /// Most datagrams in a super-segment (linux/udp.h, UDP_MAX_SEGMENTS since Linux 6.9).
 const MOST_SEGMENTS: usize = 128;
 
@@ -246,7 +250,8 @@ impl UdpTable {
 
     /// A new flow, for which another may have to go.
     fn begin(&mut self, now: Instant, peer: Peer, key: Key, host: &mut impl Host) -> u32 {
-        if self.flows.count(peer.port) >= self.most_flows
+        let count = self.flows.count(peer.port);
+        if (count >= self.most_flows || count > host.descriptors_left())
             && let Some(oldest) = self.flows.oldest(peer.port)
         {
             self.end(oldest, host);
@@ -491,6 +496,10 @@ fn ask(
     let mut outcome = Ok(());
     for message in udp.payload.chunks(size) {
         segment.counters.dns_queries += 1;
+        if message.len() > LONGEST_QUESTION {
+            outcome = Err(DropReason::Malformed);
+            continue;
+        }
         if !host.dns_query(asker, message) {
             outcome = Err(DropReason::DnsOverload);
         }

@@ -1,6 +1,7 @@
 //! A worker's whole outside, as the gateway sees it.
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use mio::Registry;
@@ -60,6 +61,7 @@ impl HostSide {
         if network.sharing.is_some() {
             (side.tcp.highest, side.udp.highest) = (limits.highest, limits.highest);
         }
+        side.udp.last = Rc::clone(&side.tcp.last);
         side.handle_host_changed(view);
         Ok(side)
     }
@@ -157,6 +159,12 @@ impl Host for HostSide {
     fn dns_query(&mut self, asker: Asker, message: &[u8]) -> bool {
         let Some(turn) = self.turn(asker.peer.port) else { return false };
         self.events.try_send(Event::DnsQuery { asker, message: message.to_vec(), turn }).is_ok()
+    }
+
+    fn descriptors_left(&self) -> usize {
+        // The kernel gives the lowest number that is free (POSIX): when most are taken, the one that it gave last says how
+        // many. One that has been closed is the next to be given.
+        usize::try_from(self.tcp.highest.saturating_sub(self.tcp.last.get())).unwrap_or(0)
     }
 }
 

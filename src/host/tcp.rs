@@ -20,11 +20,13 @@
 //! Every socket has SO_LINGER {1, 0} from the start: should this process be killed, its connections end in a
 //! reset and not in what looks like a clean end. A flow that ends cleanly takes it off just before closing, and
 //! the kernel delivers what is left.
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::rc::Rc;
 use std::time::Duration;
 
 use mio::event::Event;
@@ -73,6 +75,8 @@ pub struct TcpHost {
     outcomes: VecDeque<ConnectOutcome>,
     /// Descriptors above this one are left to others.
     pub(super) highest: RawFd,
+    /// The descriptor that was given last to any socket of the worker.
+    pub(super) last: Rc<Cell<RawFd>>,
 }
 
 impl TcpHost {
@@ -80,7 +84,7 @@ impl TcpHost {
     pub fn new(registry: Registry, outbound: Outbound, token: fn(u32) -> Token) -> TcpHost {
         let addresses = HostAddresses::default();
         let (streams, outcomes) = (Vec::new(), VecDeque::new());
-        TcpHost { registry, outbound, addresses, token, streams, outcomes, highest: RawFd::MAX }
+        TcpHost { registry, outbound, addresses, token, streams, outcomes, highest: RawFd::MAX, last: Rc::default() }
     }
 
     /// The host's addresses changed.
@@ -119,6 +123,7 @@ impl TcpHost {
     fn start(&self, to: SocketAddr, hop_limit: Option<u8>) -> io::Result<(Socket, bool)> {
         let kind = Type::STREAM.nonblocking().cloexec();
         let socket = Socket::new(Domain::for_address(to), kind, Some(Protocol::TCP))?;
+        self.last.set(socket.as_raw_fd());
         if socket.as_raw_fd() > self.highest {
             return Err(io::Error::from_raw_os_error(libc::EMFILE));
         }
@@ -286,9 +291,9 @@ impl TcpHost {
         if self.stream(flow).is_none() {
             return;
         }
-        if let Some(stream) = self.streams[flow.index as usize].take()
-            && !reset
-        {
+        let Some(stream) = self.streams[flow.index as usize].take() else { return };
+        self.last.set(self.last.get().min(stream.socket.as_raw_fd()));
+        if !reset {
             // Without it the last bytes would be lost in a reset, so a failure matters; it cannot fail on a
             // socket that let it be set.
             let _ = stream.socket.set_linger(None);

@@ -25,9 +25,11 @@
 //! bound a new flow's first datagram fails with [`HostError::Exhausted`], upon which the gateway ends the
 //! oldest idle flow and tries again.
 
+use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
+use std::rc::Rc;
 
 use mio::{Registry, Token};
 
@@ -90,6 +92,8 @@ pub struct UdpHost {
     limit: usize,
     /// Descriptors above this one are left to others.
     pub(super) highest: RawFd,
+    /// The descriptor that was given last to any socket of the worker.
+    pub(super) last: Rc<Cell<RawFd>>,
     offload: bool,
     outbox: Outbox,
 }
@@ -107,6 +111,7 @@ impl UdpHost {
             open: 0,
             limit,
             highest: RawFd::MAX,
+            last: Rc::default(),
             offload: true,
             outbox: Outbox::new(),
         }
@@ -226,6 +231,7 @@ impl UdpHost {
             return Err(io::Error::from_raw_os_error(libc::EMFILE));
         }
         let socket = OutSocket::open(to, false, outbound, &self.registry, (self.token)(flow.index))?;
+        self.last.set(socket.as_fd().as_raw_fd());
         if socket.as_fd().as_raw_fd() > self.highest {
             return Err(io::Error::from_raw_os_error(libc::EMFILE));
         }
@@ -239,7 +245,10 @@ impl UdpHost {
 
     fn clear(&mut self, index: usize) {
         let slot = &mut self.slots[index];
-        self.open -= usize::from(slot.outward.take().is_some()) + usize::from(slot.local.take().is_some());
+        for socket in [slot.outward.take(), slot.local.take()].into_iter().flatten() {
+            self.open -= 1;
+            self.last.set(self.last.get().min(socket.as_fd().as_raw_fd()));
+        }
         slot.unjoinable = 0;
     }
 
