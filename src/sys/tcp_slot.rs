@@ -106,6 +106,31 @@ impl TcpSlot {
         // the call, and the socket reads only what it is told was written later.
         unsafe { libc::madvise(self.rings.base.as_ptr().cast(), self.rings.each * 2, libc::MADV_DONTNEED) };
     }
+
+    /// Give back the pages of which neither ring uses a byte: of the receive ring the first part is kept, of the send ring
+    /// the second, each of which begins at its first number, has as many bytes as its second, and may go round its ring's
+    /// end. What was elsewhere is zero afterwards.
+    pub(crate) fn release_pages_except(&mut self, parts: [(usize, usize); 2]) {
+        const PAGE: usize = 4096;
+        let each = self.rings.each;
+        for (ring, (begin, length)) in parts.into_iter().enumerate() {
+            let (begin, length) = (begin % each, length.min(each));
+            let end = begin + length;
+            // What is free: behind it, and before it, unless it goes round.
+            let free = if length == 0 {
+                [(0, each), (0, 0)]
+            } else if end <= each {
+                [(end.next_multiple_of(PAGE), each), (0, begin / PAGE * PAGE)]
+            } else {
+                [((end - each).next_multiple_of(PAGE), begin / PAGE * PAGE), (0, 0)]
+            };
+            for (from, to) in free.into_iter().filter(|(from, to)| from < to) {
+                let at = self.rings.base.as_ptr().wrapping_add(ring * each + from);
+                // SAFETY: as above; the range lies within this ring, whose size is a multiple of the page size.
+                unsafe { libc::madvise(at.cast(), to - from, libc::MADV_DONTNEED) };
+            }
+        }
+    }
 }
 
 impl Drop for TcpSlot {
@@ -139,5 +164,23 @@ mod tests {
         assert_eq!(slot.socket().state(), tcp::State::Closed);
         assert_eq!(slot.socket().recv_capacity(), 64 * 1024);
         assert_eq!(slot.socket().send_queue(), 0);
+    }
+
+    #[test]
+    fn pages_that_are_given_back_are_zero_and_those_in_use_are_not() {
+        const RING: usize = 64 * 1024;
+        let mut slot = TcpSlot::new(RING).unwrap();
+        let fill = |slot: &mut TcpSlot| slot.rings.slices().0.fill(7);
+        let kept = |slot: &mut TcpSlot, part| -> Vec<usize> {
+            fill(slot);
+            slot.release_pages_except([part, (0, 0)]);
+            slot.rings.slices().0.chunks(4096).enumerate().filter(|(_, p)| p[0] == 7).map(|(n, _)| n).collect()
+        };
+        assert_eq!(kept(&mut slot, (0, 0)), [0; 0]);
+        assert_eq!(kept(&mut slot, (5000, 1)), [1]);
+        assert_eq!(kept(&mut slot, (8000, 400)), [1, 2]);
+        assert_eq!(kept(&mut slot, (RING - 10, 20)), [0, 15]);
+        assert_eq!(kept(&mut slot, (0, RING)).len(), 16);
+        assert_eq!(kept(&mut slot, (100, RING)).len(), 16);
     }
 }

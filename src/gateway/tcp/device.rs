@@ -31,6 +31,8 @@ pub struct Wire {
     pub last_ack: u32,
     /// Sequence number behind the last byte (or FIN) sent; `None` before the SYN-ACK.
     pub next_sequence: Option<u32>,
+    /// The sandbox has too much memory: it is told of a small window only.
+    pub is_pressed: bool,
 }
 
 /// Segment size that smoltcp is told: as many whole segments as fit into one frame.
@@ -119,6 +121,9 @@ impl<L: Link> TxToken for Outgoing<'_, L> {
         self.counters.bytes_out += (ETHERNET_HEADER + len) as u64;
         self.link.transmit(wire.peer.port, offload, ETHERNET_HEADER + len, |frame| {
             let result = wire::finish_frame(frame, wire.mac, wire.peer.mac, wire.ip_header, wire.our_mss, f);
+            if wire.is_pressed {
+                wire::lower_window(&mut frame[ETHERNET_HEADER + wire.ip_header..]);
+            }
             if let Some((ack, sequence, length)) = wire::numbers(&frame[ETHERNET_HEADER..]) {
                 wire.last_ack = ack;
                 let end = sequence.wrapping_add(length);

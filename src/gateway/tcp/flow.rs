@@ -19,6 +19,10 @@
 //!
 //! Each call of [`OpenFlow::pump`] moves a bounded number of bytes, so that one busy flow does not starve the
 //! others; it says when there is more.
+//!
+//! A sandbox that says nothing more, though something was sent to it, is given up after [`GIVE_UP`] as a kernel would; one
+//! that goes on saying that it has no room is not, however long. Until then what the host has stays in its kernel, but
+//! for one ring full; of whoever has too many of those ([`memory`](super::memory)) much less.
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -26,7 +30,9 @@ use smoltcp::iface::{Interface, PollResult};
 use smoltcp::socket::tcp::State;
 use smoltcp::wire::IpAddress;
 
+use super::RING_BYTES;
 use super::device::{FlowDevice, Wire};
+use super::memory::{LEAST, Touched};
 use crate::gateway::counters::Counters;
 use crate::gateway::link::Link;
 use crate::sys::tcp_slot::TcpSlot;
@@ -104,6 +110,11 @@ pub struct OpenFlow {
     opening: bool,
     /// How often our FIN was repeated by hand.
     fin_repeats: u32,
+    /// Since when the sandbox has owed us an acknowledgement, and said nothing.
+    unanswered: Option<smoltcp::time::Instant>,
+    touched: Touched,
+    /// As how much of its sandbox's memory it is counted.
+    pub counted: usize,
 }
 
 /// First wait before a FIN is repeated by hand; doubled each time, at most 64 times as long.
@@ -111,6 +122,9 @@ const FIN_REPEAT: Duration = Duration::from_secs(1);
 /// How long the sandbox may leave our SYN-ACK or SYN unanswered. Its kernel answers at once; who does not at all must not
 /// hold a connection of the host for ever.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the sandbox may leave what was sent to it unanswered, and say nothing else: what fifteen retransmissions take
+/// Linux (tcp_retries2).
+pub const GIVE_UP: Duration = Duration::from_secs(924);
 
 impl OpenFlow {
     /// A flow around a socket that has just taken its SYN.
@@ -129,12 +143,16 @@ impl OpenFlow {
             broken: false,
             opening: true,
             fin_repeats: 0,
+            unanswered: None,
+            touched: Touched::new(isn.wrapping_add(1)),
+            counted: 0,
         }
     }
 
     /// Connect to the sandbox at `to` in the name of `from`. An attempt that failed is forgotten.
     pub fn dial(&mut self, interface: &mut Interface, wire: Wire, from: SocketAddr, to: SocketAddr) {
         self.slot.renew();
+        self.touched = Touched::default();
         self.wire = wire;
         self.highest_received = 0;
         let endpoint = |at: SocketAddr| (IpAddress::from(at.ip()), at.port());
@@ -149,9 +167,11 @@ impl OpenFlow {
         self.wire.last_ack = first;
         self.highest_received = first;
         self.next_for_host = first;
+        self.touched = Touched::new(first);
     }
 
-    /// Move what can be moved, then say to the sandbox what is to be said.
+    /// Move what can be moved, then say to the sandbox what is to be said. Where that is pressed for memory as little as
+    /// possible is taken from the host.
     pub fn pump(
         &mut self,
         now: smoltcp::time::Instant,
@@ -161,13 +181,60 @@ impl OpenFlow {
         link: &mut impl Link,
     ) -> Pumped {
         let mut more = self.push_to_host(stream);
-        more |= self.pull_from_host(now, interface, counters, stream, link);
+        let most_queued = if self.wire.is_pressed { LEAST } else { RING_BYTES };
+        more |= self.pull_from_host(now, interface, counters, stream, link, most_queued);
+        self.give_up_silent(now);
         let link_full = self.transmit(now, interface, counters, link);
+        if self.wire.is_pressed {
+            self.trim();
+        }
         // Behind `transmit`, which is where smoltcp sees that its time is up.
         if self.opening {
             self.handshake();
         }
         Pumped { end: self.end(), more, link_full }
+    }
+
+    /// A sandbox that has not said a word for too long, though it should have.
+    fn give_up_silent(&mut self, now: smoltcp::time::Instant) {
+        if self.slot.socket().send_queue() == 0 && !self.fin_waits() {
+            self.unanswered = None;
+            return;
+        }
+        let since = *self.unanswered.get_or_insert(now);
+        if now >= since + GIVE_UP.into() && !self.broken {
+            self.broken = true;
+            self.slot.socket().abort();
+        }
+    }
+
+    /// How much memory the rings have.
+    pub fn memory(&self) -> usize {
+        self.touched.bytes(self.highest_received, RING_BYTES)
+    }
+
+    /// How many bytes behind the given sequence number a sandbox that is pressed for memory may send.
+    pub fn room_behind(&self, sequence: u32) -> usize {
+        let end = self.next_for_host.wrapping_add(LEAST as u32);
+        usize::try_from(end.wrapping_sub(sequence) as i32).unwrap_or(0)
+    }
+
+    /// Give back the pages that hold nothing any more.
+    fn trim(&mut self) {
+        let queued = self.slot.socket().send_queue();
+        let in_use = self.highest_received.wrapping_sub(self.next_for_host) as usize + queued;
+        // A page or two of each ring are not worth a system call.
+        if self.memory() > in_use + 4 * LEAST {
+            let parts = self.touched.in_use(self.next_for_host, self.highest_received, queued, RING_BYTES);
+            self.slot.release_pages_except(parts);
+            self.touched.trimmed(self.next_for_host, queued);
+        }
+    }
+
+    /// Give back all pages: nothing is queued either way ([`is_quiet`](Self::is_quiet)).
+    pub fn release_pages(&mut self) {
+        self.slot.release_pages();
+        self.touched.trimmed(self.highest_received, 0);
     }
 
     /// Has the handshake come to an end?
@@ -198,8 +265,9 @@ impl OpenFlow {
             // Text behind the FIN is ignored (RFC 9293, 3.10.7.4); smoltcp takes it in.
             let left = self.text_end.map_or(usize::MAX, |end| end.wrapping_sub(self.next_for_host) as usize);
             if left == 0 {
-                if !socket.recv(|data| (data.len(), data.len())).is_ok_and(|n| n > 0) {
-                    break;
+                match socket.recv(|data| (data.len(), data.len())) {
+                    Ok(ignored @ 1..) => self.touched.read(ignored, RING_BYTES),
+                    _ => break,
                 }
                 continue;
             }
@@ -217,6 +285,7 @@ impl OpenFlow {
                 Transfer::Moved(n) => {
                     self.bytes += n as u64;
                     self.next_for_host = self.next_for_host.wrapping_add(n as u32);
+                    self.touched.read(n, RING_BYTES);
                     budget = budget.saturating_sub(n);
                     if budget == 0 {
                         return true;
@@ -238,7 +307,9 @@ impl OpenFlow {
         false
     }
 
-    /// Host socket to send ring, and segments out of it as they come. Says whether the budget ended it.
+    /// Host socket to send ring, in which at most `most_queued` bytes wait, and segments out of it as they come. Says
+    /// whether the budget ended it.
+    #[allow(clippy::too_many_arguments)]
     fn pull_from_host(
         &mut self,
         now: smoltcp::time::Instant,
@@ -246,11 +317,19 @@ impl OpenFlow {
         counters: &mut Counters,
         stream: &mut impl HostStream,
         link: &mut impl Link,
+        most_queued: usize,
     ) -> bool {
         let mut budget = BUDGET;
         while !self.read_ended && !self.broken && self.slot.socket().can_send() {
             let mut outcome = Transfer::Blocked;
+            let queued = self.slot.socket().send_queue();
+            // What is acknowledged makes room, and wakes the flow.
+            if queued >= most_queued {
+                break;
+            }
             let _ = self.slot.socket().send(|room| {
+                let most = room.len().min(most_queued - queued);
+                let room = &mut room[..most];
                 outcome = stream.recv(room);
                 match outcome {
                     Transfer::Moved(n) => (n.min(room.len()), ()),
@@ -260,6 +339,7 @@ impl OpenFlow {
             match outcome {
                 Transfer::Moved(n) => {
                     self.bytes += n as u64;
+                    self.touched.wrote(n, queued);
                     self.transmit(now, interface, counters, link);
                     budget = budget.saturating_sub(n);
                     if budget == 0 {
@@ -313,6 +393,7 @@ impl OpenFlow {
     ) {
         let mut device = FlowDevice { incoming: Some(packet), wire: &mut self.wire, counters, link };
         interface.poll_ingress_single(now, &mut device, self.slot.sockets());
+        self.unanswered = None;
         if self.text_end.is_none() && is_half_closed(self.slot.socket().state()) {
             self.text_end = Some(end);
         }
@@ -338,6 +419,11 @@ impl OpenFlow {
             | State::Closing
             | State::LastAck => None,
         }
+    }
+
+    /// Has the sandbox not ended the handshake yet?
+    pub fn is_opening(&self) -> bool {
+        self.opening
     }
 
     /// Where the connection is, in one word.

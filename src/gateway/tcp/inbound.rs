@@ -140,7 +140,7 @@ impl TcpTable {
         let ip_header = wire::plain_ip_header(key.from.ip());
         let our_mss = wire::largest_segment(self.our_mtu, ip_header);
         let mac = segment.network.gateway_mac;
-        Wire { peer, mac, ip_header, mss: our_mss, our_mss, last_ack: 0, next_sequence: None }
+        Wire { peer, mac, ip_header, mss: our_mss, our_mss, last_ack: 0, next_sequence: None, is_pressed: false }
     }
 
     /// A name in which the gateway itself is the client.

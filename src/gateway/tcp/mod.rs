@@ -34,7 +34,19 @@
 //! the next ([`SPARE_SLOTS`]) and, where the protocol wants it, a record of some 60 bytes for 10 seconds: it
 //! acknowledges a repeated FIN and yields to a new SYN (RFC 6191).
 //!
-//! Where several sandboxes share the process's descriptors each has a bounded number of flows ([`TcpTable::limit`]).
+//! What a sandbox can make this table hold:
+//!
+//! | what | bound | then |
+//! | --- | --- | --- |
+//! | flows that are not open on both sides | [`HALF_OPEN_LIMIT`] that the sandbox began, as many that began outside | its SYNs are dropped, and repeated |
+//! | flows | [`MOST_FLOWS`]; where sandboxes share the process's descriptors [`TcpTable::limit`], and no more than are left ([`Host::descriptors_left`]) | the same |
+//! | memory of the rings | 128 MiB, 512 MiB of all sandboxes of a network, and 16 KiB for each flow beyond ([`memory`]) | its flows go on slowly |
+//! | memory of a flow besides | some 2 KiB | |
+//! | records of ended flows | [`TIME_WAIT_LIMIT`]; of one of several sandboxes a quarter | no record: what is repeated is reset |
+//! | timers | four for each flow, and [`LEAST_TIMERS`] | those that no longer count go |
+//! | time without a word, though something was sent | [`flow::GIVE_UP`] | reset |
+//!
+//! A window that is never opened keeps its flow for ever, as with any kernel: it costs a descriptor and a ring full.
 use std::cmp::Reverse;
 use std::collections::hash_map::{Entry, RandomState};
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -57,30 +69,37 @@ use device::{FlowDevice, Wire};
 use dirty::Dirty;
 use flow::{End, HostStream, OpenFlow};
 use inbound::Dial;
+use memory::Held;
 use wire::HeldSyn;
 
 mod device;
 mod dirty;
 pub mod flow;
 mod inbound;
+pub mod memory;
 #[cfg(test)]
 mod tests;
 mod wire;
 
 /// Bytes of each ring of a flow: what may be under way each way.
 const RING_BYTES: usize = 512 * 1024;
-/// Most flows of a sandbox whose host side is not connected yet; further SYNs are dropped and will be repeated.
+/// Most flows of a sandbox: more than the 28,232 that a kernel has ports for to one server (net.ipv4.ip_local_port_range).
+pub const MOST_FLOWS: usize = 32_768;
+/// Most flows of a sandbox that are not open yet: the host is not connected, or the sandbox has not ended its handshake.
+/// Further SYNs are dropped and will be repeated.
 pub const HALF_OPEN_LIMIT: usize = 1024;
 /// Ended flows whose memory is kept for the next.
 pub const SPARE_SLOTS: usize = 32;
-/// A flow that moved no more than this leaves its touched pages as they are when its slot is kept.
-const WARM_BYTES: u64 = 8 * 1024;
+/// A flow with no more memory than this leaves it as it is when its slot is kept.
+const WARM_BYTES: usize = 8 * 1024;
 /// After this long without traffic a flow's pages are given back.
 pub const QUIET: Duration = Duration::from_millis(200);
 /// How long a record of an ended flow is kept (RFC 9293 wants two segment lifetimes; ours live on a TAP).
 const TIME_WAIT: Duration = Duration::from_secs(10);
 /// Most such records.
 const TIME_WAIT_LIMIT: usize = 8192;
+/// Timers that may be there without being needed.
+const LEAST_TIMERS: usize = 1024;
 
 /// A flow's name: who speaks to whom, seen from the sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -116,6 +135,8 @@ struct Flow {
     parked: bool,
     /// A timer made it dirty, not a segment or the host.
     timer_due: bool,
+    /// Counts as one that is connecting.
+    half_open: bool,
     /// It began outside, in the name of `key.to`.
     inbound: bool,
     /// The sandbox has not answered our SYN yet.
@@ -158,6 +179,7 @@ pub struct TcpTable {
     flows: Slab<Flow>,
     by_key: HashMap<Key, usize>,
     next_generation: u32,
+    /// Flows that the sandbox began and that are not open on both sides.
     connecting: Counts,
     /// Flows whose SYN the sandbox has not answered yet.
     dialing: Counts,
@@ -166,12 +188,18 @@ pub struct TcpTable {
     /// Most of a sandbox.
     most_flows: usize,
     dirty: Dirty,
-    /// Flows that wait for room on their link.
-    parked: Vec<TcpId>,
+    /// By port: flows that wait for room on their link.
+    parked: Vec<Vec<TcpId>>,
+    /// What all rings have.
+    memory: Held,
     timers: BinaryHeap<Reverse<(Instant, u32, u32)>>,
     quiet: VecDeque<(Instant, TcpId)>,
     time_wait: HashMap<Key, TimeWait>,
     time_wait_order: VecDeque<(Instant, Key)>,
+    /// Entries in that order.
+    records: Counts,
+    /// Most of a sandbox.
+    most_records: usize,
     spare: Vec<TcpSlot>,
     v4: Interface,
     v6: Interface,
@@ -192,13 +220,16 @@ impl TcpTable {
             connecting: Counts::default(),
             dialing: Counts::default(),
             open: Counts::default(),
-            most_flows: usize::MAX,
+            most_flows: MOST_FLOWS,
             dirty: Dirty::default(),
             parked: Vec::new(),
+            memory: Held::default(),
             timers: BinaryHeap::new(),
             quiet: VecDeque::new(),
             time_wait: HashMap::new(),
             time_wait_order: VecDeque::new(),
+            records: Counts::default(),
+            most_records: if network.sharing.is_some() { TIME_WAIT_LIMIT / 4 } else { TIME_WAIT_LIMIT },
             spare: Vec::new(),
             v4: interface(secret.hash_one(4)),
             v6: interface(secret.hash_one(6)),
@@ -210,7 +241,7 @@ impl TcpTable {
 
     /// A sandbox has at most so many flows from now on; further SYNs are dropped and will be repeated.
     pub fn limit(&mut self, most_flows: usize) {
-        self.most_flows = most_flows;
+        self.most_flows = most_flows.min(MOST_FLOWS);
     }
 
     /// Has this sandbox as many flows as it may have?
@@ -327,11 +358,13 @@ impl TcpTable {
         if self.connecting.of(key.port) >= HALF_OPEN_LIMIT {
             return Err(DropReason::HalfOpenLimit);
         }
-        if self.is_full(key.port) {
+        // Who has more than is left for all leaves it to them.
+        if self.is_full(key.port) || self.open.of(key.port) > host.descriptors_left() {
             return Err(DropReason::FlowLimit);
         }
         let held = Box::new(HeldSyn::new(packet, tcp)?);
         let id = self.insert(now, key, packet.peer, State::Connecting(held));
+        self.flows[id.index as usize].half_open = true;
         self.connecting.add(key.port);
         segment.counters.tcp_flows += 1;
         if dns {
@@ -361,6 +394,7 @@ impl TcpTable {
             keepalive_asked: false,
             parked: false,
             timer_due: false,
+            half_open: false,
             inbound: false,
             dial: None,
         });
@@ -399,7 +433,21 @@ impl TcpTable {
             State::Open(open) => open,
         };
         let sequence = tcp.seq_number().0 as u32;
-        let end = sequence.wrapping_add(tcp.segment_len() as u32);
+        let text = tcp.payload().len();
+        let plain = wire::without_extensions(packet);
+        let mut bytes = plain.as_deref().unwrap_or(packet.bytes);
+        let (mut taken, mut end) = (text, sequence.wrapping_add(tcp.segment_len() as u32));
+        let short;
+        open.wire.is_pressed = self.memory.is_pressed(flow.key.port);
+        if text > 0 && open.wire.is_pressed {
+            taken = open.room_behind(sequence).min(text);
+            if taken < text {
+                segment.counters.drop(DropReason::NoRoom);
+                short = wire::shortened(bytes, text, taken);
+                bytes = &short;
+                end = if taken > 0 { sequence.wrapping_add(taken as u32) } else { open.highest_received };
+            }
+        }
         let window = RING_BYTES as u32;
         // Only what smoltcp can have taken counts: within a window of what we acknowledged.
         if (end.wrapping_sub(open.highest_received) as i32) > 0 && end.wrapping_sub(open.wire.last_ack) <= window {
@@ -411,15 +459,15 @@ impl TcpTable {
         }
         let interface = if packet.src.is_ipv4() { &mut self.v4 } else { &mut self.v6 };
         let clock = clock(self.epoch, now);
-        let plain = wire::without_extensions(packet);
         let was_reset = tcp.rst();
-        let text_end = sequence.wrapping_add(u32::from(tcp.syn())).wrapping_add(tcp.payload().len() as u32);
-        let bytes = plain.as_deref().unwrap_or(packet.bytes);
+        let text_end = sequence.wrapping_add(u32::from(tcp.syn())).wrapping_add(taken as u32);
         open.receive(clock, interface, &mut segment.counters, bytes, text_end, link);
         use smoltcp::socket::tcp::State::{Closed, Listen};
         open.reset_by_sandbox |= was_reset && matches!(open.slot.socket().state(), Closed | Listen);
         flow.last_active = now;
-        flow.pages_released &= tcp.payload().is_empty();
+        flow.pages_released &= taken == 0;
+        let memory = open.memory();
+        self.memory.update(flow.key.port, &mut open.counted, memory);
         self.mark_dirty(id);
         Ok(())
     }
@@ -496,6 +544,7 @@ impl TcpTable {
             our_mss,
             last_ack: 0,
             next_sequence: None,
+            is_pressed: false,
         };
         let mut open = Box::new(OpenFlow::new(slot, wire, isn));
         self.flows_seen += 1;
@@ -507,7 +556,6 @@ impl TcpTable {
         open.receive(clock, interface, &mut segment.counters, held.bytes(), isn.wrapping_add(1), link);
         flow.state = State::Open(open);
         flow.last_active = now;
-        self.connecting.subtract(key.port);
         self.mark_dirty(id);
         Ok(())
     }
@@ -519,17 +567,21 @@ impl TcpTable {
 
     /// A link has room again: flows that waited for it are pumped.
     pub fn handle_link_ready(&mut self, port: PortId) {
-        let mut waiting = std::mem::take(&mut self.parked);
-        waiting.retain(|&id| match self.flow(id) {
-            Some(flow) if flow.peer.port == port => {
+        let Some(parked) = self.parked.get_mut(port.0 as usize) else { return };
+        for id in std::mem::take(parked) {
+            if let Some(flow) = self.flow(id) {
                 flow.parked = false;
                 self.mark_dirty(id);
-                false
             }
-            Some(_) => true,
-            None => false,
-        });
-        self.parked.append(&mut waiting);
+        }
+    }
+
+    fn park(&mut self, port: PortId, id: TcpId) {
+        let index = port.0 as usize;
+        if index >= self.parked.len() {
+            self.parked.resize_with(index + 1, Vec::new);
+        }
+        self.parked[index].push(id);
     }
 
     /// The next flow that has something to do. Give it to [`pump`](Self::pump).
@@ -569,7 +621,14 @@ impl TcpTable {
             let (peer, from, to) = (flow.peer, flow.key.to, flow.key.from);
             wire::send_bare(segment, peer, from, to, TcpControl::Fin, sequence, Some(acknowledge), link);
         }
+        open.wire.is_pressed = self.memory.is_pressed(flow.key.port);
         let pumped = open.pump(clock, interface, &mut segment.counters, stream, link);
+        let memory = open.memory();
+        self.memory.update(flow.key.port, &mut open.counted, memory);
+        if flow.half_open && !open.is_opening() {
+            flow.half_open = false;
+            self.connecting.subtract(flow.key.port);
+        }
         if let Some(end) = pumped.end {
             self.ended(now, segment, id, end);
             return Some(end);
@@ -585,8 +644,9 @@ impl TcpTable {
             self.quiet.push_back((now + QUIET, id));
         }
         if pumped.link_full {
+            let port = flow.key.port;
             if !std::mem::replace(&mut flow.parked, true) {
-                self.parked.push(id);
+                self.park(port, id);
             }
         } else {
             if let Some(at) = wake {
@@ -634,6 +694,7 @@ impl TcpTable {
                 break;
             }
             self.time_wait_order.pop_front();
+            self.records.subtract(key.port);
             if let Entry::Occupied(record) = self.time_wait.entry(key)
                 && record.get().until == until
             {
@@ -648,14 +709,16 @@ impl TcpTable {
                 break;
             }
             self.quiet.pop_front();
-            let Some(flow) = self.flow(id) else { continue };
+            let found = self.flows.get_mut(id.index as usize).filter(|flow| flow.generation == id.generation);
+            let Some(flow) = found else { continue };
             flow.quiet_queued = false;
             let State::Open(open) = &mut flow.state else { continue };
             if now < flow.last_active + QUIET || !open.is_quiet() {
                 flow.quiet_queued = true;
                 self.quiet.push_back((now + QUIET, id));
             } else {
-                open.slot.release_pages();
+                open.release_pages();
+                self.memory.update(flow.key.port, &mut open.counted, 0);
                 flow.pages_released = true;
             }
         }
@@ -682,6 +745,9 @@ impl TcpTable {
             host.tcp_close(id, !delivered);
         }
         self.dirty.remove_port(port);
+        if let Some(parked) = self.parked.get_mut(port.0 as usize) {
+            *parked = Vec::new();
+        }
         self.time_wait.retain(|key, _| key.port != port);
     }
 
@@ -692,17 +758,19 @@ impl TcpTable {
         }
         let State::Open(mut open) = flow.state else { return };
         if end == End::Closed
+            && self.records.of(flow.key.port) < self.most_records
             && let Some(sequence) = open.wire.next_sequence
         {
             let until = now + TIME_WAIT;
             let record = TimeWait { until, sequence, acknowledge: open.highest_received };
             self.time_wait.insert(flow.key, record);
             self.time_wait_order.push_back((until, flow.key));
+            self.records.add(flow.key.port);
             self.forget_records(now);
         }
         if self.spare.len() < SPARE_SLOTS {
-            if open.bytes > WARM_BYTES {
-                open.slot.release_pages();
+            if open.memory() > WARM_BYTES {
+                open.release_pages();
             }
             self.spare.push(open.slot);
         }
@@ -710,16 +778,19 @@ impl TcpTable {
 
     fn remove(&mut self, id: TcpId) -> Option<Flow> {
         self.flow(id)?;
-        let flow = self.flows.remove(id.index as usize);
+        let mut flow = self.flows.remove(id.index as usize);
         self.open.subtract(flow.key.port);
-        if matches!(flow.state, State::Connecting(_)) {
+        if let State::Open(open) = &mut flow.state {
+            self.memory.update(flow.key.port, &mut open.counted, 0);
+        }
+        if flow.half_open {
             self.connecting.subtract(flow.key.port);
         }
         if flow.dial.is_some() {
             self.dialing.subtract(flow.key.port);
         }
-        if flow.parked {
-            self.parked.retain(|&other| other != id);
+        if let Some(parked) = self.parked.get_mut(flow.key.port.0 as usize).filter(|_| flow.parked) {
+            parked.retain(|&other| other != id);
         }
         self.by_key.remove(&flow.key);
         Some(flow)
@@ -745,7 +816,19 @@ impl TcpTable {
         {
             flow.timer = Some(at);
             self.timers.push(Reverse((at, id.index, id.generation)));
+            if self.timers.len() > LEAST_TIMERS + 4 * self.flows.len() {
+                self.forget_timers();
+            }
         }
+    }
+
+    /// Entries of the timer heap that no longer count go.
+    fn forget_timers(&mut self) {
+        let mut timers = std::mem::take(&mut self.timers);
+        timers.retain(|Reverse((at, index, generation))| {
+            self.flow(TcpId { index: *index, generation: *generation }).is_some_and(|flow| flow.timer == Some(*at))
+        });
+        self.timers = timers;
     }
 }
 
@@ -814,7 +897,16 @@ fn interface(seed: u64) -> Interface {
     let mut config = Config::new(HardwareAddress::Ip);
     config.random_seed = seed;
     let peer = Peer { port: PortId(0), mac: Default::default() };
-    let mut wire = Wire { peer, mac: peer.mac, ip_header: 20, mss: 0, our_mss: 0, last_ack: 0, next_sequence: None };
+    let mut wire = Wire {
+        peer,
+        mac: peer.mac,
+        ip_header: 20,
+        mss: 0,
+        our_mss: 0,
+        last_ack: 0,
+        next_sequence: None,
+        is_pressed: false,
+    };
     let mut counters = Default::default();
     let mut device = FlowDevice { incoming: None, wire: &mut wire, counters: &mut counters, link: &mut Nowhere };
     let mut interface = Interface::new(config, &mut device, smoltcp::time::Instant::ZERO);

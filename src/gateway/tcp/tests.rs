@@ -19,6 +19,7 @@ use crate::plan::{Endpoint, HostView, MacAddr};
 
 const PORT: PortId = PortId(1);
 
+mod bounds;
 mod inbound;
 
 #[derive(Default)]
@@ -67,6 +68,8 @@ struct FakeHost {
     dns: Vec<TcpId>,
     closed: Vec<(TcpId, bool)>,
     keepalives: usize,
+    /// Descriptors that are left.
+    left: Option<usize>,
 }
 
 impl Host for FakeHost {
@@ -92,6 +95,9 @@ impl Host for FakeHost {
     fn echo_close(&mut self, _: EchoId) {}
     fn dns_query(&mut self, _: Asker, _: &[u8]) -> bool {
         true
+    }
+    fn descriptors_left(&self) -> usize {
+        self.left.unwrap_or(usize::MAX)
     }
 }
 
@@ -803,7 +809,7 @@ impl TcpTable {
             ("connecting", self.connecting.0.values().sum()),
             ("dialing", self.dialing.0.values().sum()),
             ("dirty", usize::from(!self.dirty.is_empty())),
-            ("parked", self.parked.len()),
+            ("parked", self.parked.iter().map(Vec::len).sum()),
             ("timers", self.timers.len()),
             ("quiet", self.quiet.len()),
             ("records", self.time_wait.len()),
@@ -823,12 +829,12 @@ fn a_flow_waits_for_its_link_once_however_often_it_was_pumped() {
     for _ in 0..20 {
         sim.step(Duration::from_millis(5));
     }
-    assert_eq!(sim.gateway.tcp().parked.len(), 1);
+    assert_eq!(sim.gateway.tcp().parked[PORT.0 as usize].len(), 1);
     sim.stream().broken = true;
     sim.link.full = false;
     sim.gateway.tcp().handle_link_ready(PORT);
     sim.run_until("ended", |s| !s.ended.is_empty());
-    assert_eq!(sim.gateway.tcp().parked.len(), 0);
+    assert!(sim.gateway.tcp().parked[PORT.0 as usize].is_empty());
 }
 
 #[test]

@@ -151,6 +151,15 @@ pub fn finish_frame<R>(
     result
 }
 
+/// Let a segment of ours tell of a window of [`LEAST`](super::memory::LEAST) bytes at most, as smoltcp scales the windows
+/// of rings of this size; to somebody who does not scale it is less, and never nothing.
+pub fn lower_window(tcp: &mut [u8]) {
+    const SCALE: u32 = (super::RING_BYTES >> 15).ilog2();
+    const MOST: u16 = (super::memory::LEAST >> SCALE) as u16;
+    let told = u16::from_be_bytes([tcp[14], tcp[15]]).min(MOST);
+    tcp[14..16].copy_from_slice(&told.to_be_bytes());
+}
+
 /// The offload of an ordinary TCP segment behind an IP header of this length.
 pub fn checksum_offload(ip_header: usize) -> Offload {
     Offload {
@@ -240,6 +249,24 @@ pub fn without_extensions(packet: &Packet<'_>) -> Option<Vec<u8>> {
     view.set_next_header(IpProtocol::Tcp);
     view.set_payload_len(packet.payload().len() as u16);
     Some(bytes)
+}
+
+/// A packet without what is behind the first `length` bytes of its `text`, and so without its FIN. Its IP header is a plain
+/// one.
+pub fn shortened(packet: &[u8], text: usize, length: usize) -> Vec<u8> {
+    const FIN_AND_PUSH: u8 = 0x09;
+    let mut bytes = packet[..packet.len() - (text - length)].to_vec();
+    let total = bytes.len() as u16;
+    let tcp_at = if bytes[0] >> 4 == 4 {
+        Ipv4Packet::new_unchecked(&mut bytes[..]).set_total_len(total);
+        usize::from(Ipv4Packet::new_unchecked(&bytes[..]).header_len())
+    } else {
+        let header = smoltcp::wire::IPV6_HEADER_LEN;
+        Ipv6Packet::new_unchecked(&mut bytes[..]).set_payload_len(total - header as u16);
+        header
+    };
+    bytes[tcp_at + 13] &= !FIN_AND_PUSH;
+    bytes
 }
 
 /// Length of a plain IP header of this packet's family.
