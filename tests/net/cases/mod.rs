@@ -19,6 +19,7 @@ macro_rules! cases {
 mod attach;
 mod bad_input;
 mod death;
+mod floods;
 mod names;
 mod networks;
 mod run;
@@ -43,6 +44,7 @@ pub fn all() -> Vec<(&'static str, Case)> {
         networks::all(),
         bad_input::all(),
         stages::all(),
+        floods::all(),
     ]
     .concat()
 }
@@ -60,6 +62,7 @@ pub fn inner() -> Vec<(&'static str, Case)> {
         networks::inner(),
         bad_input::inner(),
         stages::inner(),
+        floods::inner(),
     ]
     .concat()
 }

@@ -11,6 +11,7 @@ use tapline::sys::netlink::{LinkChange, Netlink};
 use crate::harness;
 
 mod dns;
+pub mod flood;
 mod frames;
 mod icmp;
 mod tcp;
@@ -54,6 +55,8 @@ pub fn probe(words: &[&str]) -> Result<String, String> {
         ["ping", to, bytes] => icmp::ping(to, number(bytes)?),
         ["dns", transport, to, name] => dns::ask(transport, to, name),
         ["frames", count] => frames::malformed(number(count)?),
+        ["flood", attack, gateway, port, limit] => flood::main(attack, gateway, port, limit, false),
+        ["flood", attack, gateway, port, limit, "dry"] => flood::main(attack, gateway, port, limit, true),
         ["overlap"] => frames::overlap(),
         ["udp-echo", to, bytes] => udp_echo(to, number(bytes)?),
         ["udp-source", to, second] => udp_source(to, second),
