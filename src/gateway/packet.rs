@@ -138,8 +138,10 @@ pub fn parse_ipv6(peer: Peer, offload: Offload, bytes: &[u8]) -> Result<Parsed<'
     let (src, dst) = (IpAddr::V6(view.src_addr()), IpAddr::V6(view.dst_addr()));
     let mut next = view.next_header();
     let mut at = 40;
-    for _ in 0..MAX_EXTENSIONS {
+    for _ in 0..=MAX_EXTENSIONS {
         match next {
+            // Nowhere but in front (RFC 8200, 4.3).
+            IpProtocol::HopByHop if at != 40 => return Err(DropReason::Malformed),
             IpProtocol::HopByHop | IpProtocol::Ipv6Opts | IpProtocol::Ipv6Route => {
                 let head = bytes.get(at..at + 8).ok_or(DropReason::Malformed)?;
                 if next == IpProtocol::Ipv6Route && head[3] != 0 {
@@ -153,6 +155,10 @@ pub fn parse_ipv6(peer: Peer, offload: Offload, bytes: &[u8]) -> Result<Parsed<'
             }
             IpProtocol::Ipv6Frag => {
                 let head: &[u8; 8] = bytes.get(at..).and_then(|b| b.first_chunk()).ok_or(DropReason::Malformed)?;
+                // Those stand before it (RFC 8200, 4.5).
+                if IpProtocol::from(head[0]) == IpProtocol::HopByHop {
+                    return Err(DropReason::Malformed);
+                }
                 let field = u16::from_be_bytes([head[2], head[3]]);
                 return Ok(Parsed::Fragment(Fragment {
                     peer,
