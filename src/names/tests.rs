@@ -11,6 +11,8 @@ use tokio::sync::oneshot;
 
 use super::*;
 
+mod hostile;
+
 const STEP: Duration = Duration::from_millis(250);
 const TIMING: Timing = Timing { step: STEP, total: Duration::from_millis(2250), dead: Duration::from_secs(60) };
 /// Longer than anything here should take, shorter than a person's patience.

@@ -5,7 +5,8 @@
 //! Every nameserver of the host's resolv.conf is asked in its order. An *attempt* is one query to one server: over
 //! UDP from a fresh connected socket, so that the kernel picks a random source port and lets nobody else's
 //! datagrams in; over TCP on a fresh connection. Each attempt has a random id of its own, and an answer counts only
-//! when id and question are right, so that a guesser has some 32 bits to guess and one socket's life to do it in.
+//! when id and question are right, so that a guesser has some 32 bits to guess, one socket's life to do it in, and
+//! `MOST_WRONG` tries: after these the same server is asked over TCP, where nobody can speak in its name.
 //!
 //! A server that says SERVFAIL, REFUSED or NOTIMP, that refuses the packet (ECONNREFUSED, no route) or cannot be
 //! asked is done with for this query, and the next one is asked at once. One that is silent for a *step* gets
@@ -51,6 +52,8 @@ const MAX_SERVERS: usize = 8;
 const MAX_ATTEMPTS: usize = 6;
 /// How often a silent server is asked.
 const ROUNDS: u32 = 3;
+/// So many datagrams that are not the answer, and no other is waited for: who guesses ids has had as many tries (RFC 5452).
+const MOST_WRONG: u32 = 16;
 /// Largest DNS message.
 const MAX_MESSAGE: usize = 65535;
 
@@ -225,11 +228,11 @@ async fn attempt(
     outbound: Outbound,
 ) -> (SocketAddr, io::Result<Vec<u8>>) {
     let answer = match transport {
-        Transport::Udp => ask_udp(server, &query, &outbound).await,
+        Transport::Udp => ask_in_datagrams(server, &query, &outbound).await,
         Transport::Tcp => match ask_tcp(server, &query, &outbound).await {
             // Some resolvers have no TCP at all; most answers fit a datagram anyway.
             Err(error) if !is_ours(&error) => match ask_udp(server, &query, &outbound).await {
-                Ok(answer) if !is_truncated(&answer) => Ok(answer),
+                Ok(Said::Answer(answer)) if !is_truncated(&answer) => Ok(answer),
                 _ => Err(error),
             },
             other => other,
@@ -238,12 +241,31 @@ async fn attempt(
     (server, answer)
 }
 
-async fn ask_udp(server: SocketAddr, query: &Query, outbound: &Outbound) -> io::Result<Vec<u8>> {
+/// What a server said to a question in a datagram.
+enum Said {
+    Answer(Vec<u8>),
+    /// So much else that somebody may be guessing.
+    Noise,
+}
+
+/// Ask over UDP, and over TCP where somebody may be answering in the server's name.
+async fn ask_in_datagrams(server: SocketAddr, query: &Query, outbound: &Outbound) -> io::Result<Vec<u8>> {
+    match ask_udp(server, query, outbound).await? {
+        Said::Answer(answer) => Ok(answer),
+        Said::Noise => {
+            tracing::debug!("resolver {server}: {MOST_WRONG} wrong answers, asking over TCP");
+            ask_tcp(server, query, outbound).await
+        }
+    }
+}
+
+async fn ask_udp(server: SocketAddr, query: &Query, outbound: &Outbound) -> io::Result<Said> {
     let socket = UdpSocket::from_std(socket(server, Type::DGRAM, Protocol::UDP, outbound)?.into())?;
     socket.connect(server).await?;
     let id = random::u16();
     socket.send(&query.with_id(id)).await?;
-    loop {
+    let mut wrong = 0;
+    while wrong < MOST_WRONG {
         // A refusal (ICMP) makes the socket "in error" and not readable.
         if socket.ready(Interest::READABLE | Interest::ERROR).await?.is_error() {
             if let Some(error) = socket.take_error()? {
@@ -256,13 +278,17 @@ async fn ask_udp(server: SocketAddr, query: &Query, outbound: &Outbound) -> io::
         match socket.try_recv_buf(&mut answer) {
             Ok(_) if query.is_answered_by(&answer, id) => {
                 answer.shrink_to_fit();
-                return Ok(answer);
+                return Ok(Said::Answer(answer));
             }
-            Ok(_) => tracing::debug!("resolver {server} sent something else than the answer"),
+            Ok(_) => {
+                tracing::debug!("resolver {server} sent something else than the answer");
+                wrong += 1;
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
     }
+    Ok(Said::Noise)
 }
 
 async fn ask_tcp(server: SocketAddr, query: &Query, outbound: &Outbound) -> io::Result<Vec<u8>> {
@@ -310,7 +336,7 @@ pub(super) async fn write_message(stream: &mut (impl AsyncWriteExt + Unpin), mes
 }
 
 /// Read a message as on a stream; `None` at its end.
-pub(super) async fn read_message(stream: &mut (impl AsyncReadExt + Unpin)) -> io::Result<Option<Vec<u8>>> {
+pub(crate) async fn read_message(stream: &mut (impl AsyncReadExt + Unpin)) -> io::Result<Option<Vec<u8>>> {
     let mut length = [0; 2];
     if stream.read(&mut length[..1]).await? == 0 {
         return Ok(None);
