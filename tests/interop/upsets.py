@@ -371,18 +371,24 @@ def fault_all_resolvers_die_and_come_back(lab):
 
 TRIES = """
 import errno, socket, sys
-for address, port, kind in (word.split(",") for word in sys.argv[1:]):
+from concurrent.futures import ThreadPoolExecutor
+def tried(word):
+    address, port, kind = word.split(",")
     sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET,
                          socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM)
-    sock.settimeout(4 if kind == "silent" else 20)
-    try:
-        sock.connect((address, int(port)))
-        sock.send(b"x")
-        said = "end" if not sock.recv(1) else "bytes"
-    except OSError as error:
-        said = errno.errorcode.get(error.errno, "silence" if isinstance(error, TimeoutError) else str(error))
-    print(said)
-    sock.close()
+    sock.settimeout(15 if kind == "tcp" else 4)
+    with sock:
+        try:
+            sock.connect((address, int(port)))
+            if kind == "udp":
+                # Otherwise the kernel keeps what may pass to itself (IP_RECVERR, IPV6_RECVERR).
+                sock.setsockopt(*((41, 25, 1) if ":" in address else (0, 11, 1)))
+            sock.send(b"whoami\\n")
+            return "bytes" if sock.recv(1) else "end"
+        except OSError as error:
+            return errno.errorcode.get(error.errno, "silence" if isinstance(error, TimeoutError) else str(error))
+with ThreadPoolExecutor(50) as pool:
+    print(*pool.map(tried, sys.argv[1:]))
 """
 SERVE_RESETS = """
 import socket, struct
@@ -395,7 +401,7 @@ while True:
 # A route of each kind, on the host: what the sandbox sees of a connection, and of a datagram.
 ROUTES = {
     "prohibit": ("EHOSTUNREACH", "EHOSTUNREACH"), "unreachable": ("EHOSTUNREACH", "EHOSTUNREACH"),
-    "throw": ("ENETUNREACH", "ENETUNREACH"), "blackhole": ("ENETUNREACH", "ENETUNREACH"),
+    "throw": ("ENETUNREACH", "ENETUNREACH"), "blackhole": ("ENETUNREACH", "silence"),
 }
 
 
