@@ -103,7 +103,7 @@ class World(interop.Lab):
     def left_in_state(self):
         """What is in the runtime directory beyond what stays there for the next time: the locks, the place of the shared gateway and its log."""
         stays = {"lock", "gateway.lock", "gateway.sock", "gateway.log"}
-        files = [path for path in Path(self.environment["XDG_RUNTIME_DIR"]).rglob("*") if not path.is_dir()]
+        files = [path for path in Path(self.environment["XDG_RUNTIME_DIR"]).rglob("*") if not path.is_dir() or path.parent.name == "sandboxes"]
         return [str(path) for path in files if path.name not in stays or path.parent.parent.name != "tapline"]
 
 
