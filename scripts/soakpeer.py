@@ -110,8 +110,9 @@ class Side:
                 await self.both()
             return "reset" if self.resets else "whole"
         except OSError as error:
-            # The last is shutdown's word for it.
-            if error.errno in (errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN) and self.fate in (CLIENT_RESETS, SERVER_RESETS):
+            # The last is shutdown's word for it. (asyncio's own errors have no number.)
+            is_reset = isinstance(error, (ConnectionResetError, BrokenPipeError)) or error.errno == errno.ENOTCONN
+            if is_reset and self.fate in (CLIENT_RESETS, SERVER_RESETS):
                 return "reset"
             raise Wrong(f"nobody wanted that: {error}") from None
 
