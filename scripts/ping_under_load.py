@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 from place import World, enter
-from lab import HOST4, wait_until
+from lab import HOST4, Fault, wait_until
 
 MOST_MS = 5.0
 BUSY = 0.9
@@ -71,7 +71,10 @@ class Trial:
         place = self.place
         place.run(place.program("network", "create", "--subnet", "10.88.0.0/24", "--subnet", "fd88::/64", "--mtu", "1500", "load"))
         addresses = {"maker": "10.88.0.10", "neighbor": "10.88.0.11", "other": OTHER}
+        # They are there for all trials, and are not ended with one.
+        place.building = True
         self.boxes = {name: place.shell("--net", "load", "--name", name, "--ip", address) for name, address in addresses.items()}
+        place.building = False
         listed = [json.loads(line) for line in place.run(place.program("ps", "--format", "json"))[0].splitlines()]
         self.inside = {box["name"]: box["pid"] for box in listed}
         (self.gateway,) = [pid for pid, what in place.of_tapline().items() if what == "gateway"]
@@ -110,7 +113,7 @@ class Trial:
         said = {way: process.communicate()[0] for way, process in pinging.items()}
         share = (busy_seconds(self.gateway) - before) / (time.monotonic() - began)
         if any(process.poll() is not None for process in makers):
-            sys.exit(f"iperf3 {words}: it ended by itself")
+            raise Fault(f"iperf3 {words}: it ended by itself")
         for process in reversed(makers):
             process.terminate()
             process.wait(timeout=30)
@@ -151,7 +154,13 @@ def main():
         for name, words in LOADS.items():
             if arguments.load and not name.startswith(arguments.load):
                 continue
-            share, times = trial.trial(words)
+            try:
+                share, times = trial.trial(words)
+            except Fault as fault:
+                place.end_case()
+                print(f"{name:36} {fault}", flush=True)
+                held.append(False)
+                continue
             for way, values in times.items():
                 lost = arguments.pings - len(values)
                 if not values:
