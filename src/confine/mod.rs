@@ -16,7 +16,8 @@
 //! | [`Capabilities`](Stage::Capabilities) | mount, change ids, enter a namespace, and do whatever else takes a capability, for good: the bounding set is empty too |
 //! | [`Memory`](Stage::Memory) | be traced, dumped or read by another process of the same user |
 //! | [`Surroundings`](Stage::Surroundings) | keep a mount busy; make a file that others may read |
-//! | [`Limits`](Stage::Limits) | leave a core file. (The soft limit of descriptors is raised to the hard one, because each flow needs one.) |
+//! | [`Files`](Stage::Files) | open, make, remove or execute any file, whatever the root is (Landlock, [`files`]); use an abstract Unix socket of others, or send them a signal, where the kernel can see to that |
+//! | [`Limits`](Stage::Limits) | leave a core file; lock memory, have message queues or a real-time priority. (The soft limit of descriptors is raised to the hard one, because each flow needs one.) |
 //!
 //! The order is no accident. A second process is needed for a PID namespace, and should find no descriptor to inherit;
 //! the root can be changed only with the capabilities that the new user namespace gives; a process that is not dumpable
@@ -40,6 +41,7 @@ use crate::sys::caps;
 mod agent;
 mod descriptors;
 mod forbidden;
+mod files;
 mod namespaces;
 mod paths;
 mod root;
@@ -57,7 +59,7 @@ pub enum Stage {
     Descriptors,
     /// The host's processes, and rights over what is the host's.
     Namespaces,
-    /// Files.
+    /// The host's files.
     Root,
     /// Capabilities.
     Capabilities,
@@ -65,12 +67,14 @@ pub enum Stage {
     Memory,
     /// Working directory and file creation mask.
     Surroundings,
+    /// All files.
+    Files,
     /// Resource limits.
     Limits,
 }
 
 /// A gateway's, in their order.
-const STAGES: [Stage; 8] = [
+const STAGES: [Stage; 9] = [
     Stage::Privileges,
     Stage::Descriptors,
     Stage::Namespaces,
@@ -78,6 +82,7 @@ const STAGES: [Stage; 8] = [
     Stage::Capabilities,
     Stage::Memory,
     Stage::Surroundings,
+    Stage::Files,
     Stage::Limits,
 ];
 
@@ -123,8 +128,13 @@ pub enum Succession<'a> {
 /// Confine a gateway; gives what this kernel, or whatever surrounds us, has no room for. Call it before any thread is
 /// started and any file of anybody's is read. It returns in the process that is to go on.
 pub fn gateway(succession: Succession<'_>) -> Result<Vec<Lack>, ConfineError> {
+    enter(&STAGES, succession)
+}
+
+/// Enter these stages.
+fn enter(stages: &[Stage], succession: Succession<'_>) -> Result<Vec<Lack>, ConfineError> {
     let mut confinement = Confinement { succession: Some(succession), can_change_root: false, lacks: Vec::new() };
-    for stage in STAGES {
+    for &stage in stages {
         let entered = confinement.enter(stage);
         entered.map_err(|(operation, error)| ConfineError { stage, operation, error })?;
     }
@@ -151,8 +161,17 @@ impl Confinement<'_> {
             Stage::Capabilities => caps::drop_all().map_err(|e| ("drop capabilities", e)),
             Stage::Memory => prctl::set_dumpable(false).map_err(|e| ("PR_SET_DUMPABLE", e.into())),
             Stage::Surroundings => surroundings(),
+            Stage::Files => {
+                self.note(stage, files::enter());
+                Ok(())
+            }
             Stage::Limits => limits(),
         }
+    }
+
+    /// What is missing where a stage cannot be had here.
+    fn note(&mut self, stage: Stage, entered: Result<(), String>) {
+        self.lacks.extend(entered.err().map(|sentence| Lack { stage, sentence }));
     }
 
     fn namespaces(&mut self) -> Result<(), Failure> {
@@ -188,7 +207,13 @@ fn surroundings() -> Result<(), Failure> {
 fn limits() -> Result<(), Failure> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|e| ("read RLIMIT_NOFILE", e.into()))?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(|e| ("raise RLIMIT_NOFILE", e.into()))?;
-    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|e| ("RLIMIT_CORE", e.into()))
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|e| ("RLIMIT_CORE", e.into()))?;
+    // Others stay as they are: RLIMIT_NPROC counts all of a user's processes, so that any number may be too small for a
+    // worker's thread; RLIMIT_FSIZE would stop captures and the log, which may be large already; for memory there are
+    // bounds of our own, whose end is not a sudden one.
+    setrlimit(Resource::RLIMIT_MEMLOCK, 0, 0).map_err(|e| ("RLIMIT_MEMLOCK", e.into()))?;
+    setrlimit(Resource::RLIMIT_MSGQUEUE, 0, 0).map_err(|e| ("RLIMIT_MSGQUEUE", e.into()))?;
+    setrlimit(Resource::RLIMIT_RTPRIO, 0, 0).map_err(|e| ("RLIMIT_RTPRIO", e.into()))
 }
 
 #[cfg(test)]
