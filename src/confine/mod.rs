@@ -18,10 +18,12 @@
 //! | [`Surroundings`](Stage::Surroundings) | keep a mount busy; make a file that others may read |
 //! | [`Files`](Stage::Files) | open, make, remove or execute any file, whatever the root is (Landlock, [`files`]); use an abstract Unix socket of others, or send them a signal, where the kernel can see to that |
 //! | [`Limits`](Stage::Limits) | leave a core file; lock memory, have message queues or a real-time priority. (The soft limit of descriptors is raised to the hard one, because each flow needs one.) |
+//! | [`Calls`](Stage::Calls) | make any system call that is not on a list ([`calls`]): no other kind of socket, no process, no memory that can be executed, no look at what the stages have set, or change of it. It ends the process |
 //!
 //! The order is no accident. A second process is needed for a PID namespace, and should find no descriptor to inherit;
 //! the root can be changed only with the capabilities that the new user namespace gives; a process that is not dumpable
-//! can no longer write its own id maps; the sweep over descriptors and the maps need /proc.
+//! can no longer write its own id maps; the sweep over descriptors and the maps need /proc; of what the other stages do
+//! hardly anything is on the list of calls.
 //!
 //! What is a matter of the process alone must not fail ([`ConfineError`]). What kernels and containers may refuse is
 //! done as far as it goes, and what is missing is said in one sentence for each cause ([`Lack`]), which reaches the person
@@ -39,9 +41,10 @@ use nix::sys::stat::{Mode, umask};
 use crate::sys::caps;
 
 mod agent;
+pub mod calls;
 mod descriptors;
-mod forbidden;
 mod files;
+mod forbidden;
 mod namespaces;
 mod paths;
 mod root;
@@ -71,10 +74,12 @@ pub enum Stage {
     Files,
     /// Resource limits.
     Limits,
+    /// System calls.
+    Calls,
 }
 
 /// A gateway's, in their order.
-const STAGES: [Stage; 9] = [
+const STAGES: [Stage; 10] = [
     Stage::Privileges,
     Stage::Descriptors,
     Stage::Namespaces,
@@ -84,6 +89,7 @@ const STAGES: [Stage; 9] = [
     Stage::Surroundings,
     Stage::Files,
     Stage::Limits,
+    Stage::Calls,
 ];
 
 /// A stage that could not be had here; what it takes away is still possible.
@@ -166,6 +172,10 @@ impl Confinement<'_> {
                 Ok(())
             }
             Stage::Limits => limits(),
+            Stage::Calls => {
+                self.note(stage, calls::enter());
+                Ok(())
+            }
         }
     }
 

@@ -14,6 +14,7 @@ pub mod proc;
 pub mod random;
 pub mod refusal;
 pub mod scm;
+pub mod seccomp;
 pub mod sockdiag;
 pub mod sockopt;
 pub mod spawn;

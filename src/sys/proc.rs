@@ -310,6 +310,16 @@ pub fn trim_memory() {
     }
 }
 
+/// Have all threads share one heap (M_ARENA_MAX, mallopt(3); glibc only). With several, the allocator opens files in /proc
+/// and /sys when it wants to give the first of them back, or to know how many there may be.
+pub fn share_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt only touches the allocator's own state.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
 /// Let go of the memory that is not needed while this process only waits: what the allocator holds, and the pages of
 /// the program's own code and constants, which come back from the page cache, a few at a time, when they are used.
 pub fn go_idle() {

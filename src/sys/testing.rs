@@ -58,6 +58,83 @@ pub fn in_child(work: impl FnOnce() -> Result<(), String>) {
     assert_eq!(answer, "ok", "the child ended with wait status {status:#x}");
 }
 
+/// How a child that did something ended, and what it said on standard error.
+#[derive(Debug)]
+pub struct End {
+    /// Its exit status; `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// The signal that did.
+    pub signal: Option<i32>,
+    /// Everything from its standard error.
+    pub said: String,
+}
+
+/// Run `work` in a forked child, which may end in any way; when it returns, with status 0, or 1 and its text. The heap of
+/// the test's thread, which the child goes on with, is not made smaller there: glibc would open a file for that, as it does
+/// not for a process' first heap.
+pub fn end_of(work: impl FnOnce() -> Result<(), String>) -> End {
+    let (mut reader, writer) = io::pipe().expect("a pipe");
+    // SAFETY: as in `in_child`.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0, "fork: {}", io::Error::last_os_error());
+    if child == 0 {
+        // SAFETY: these calls take integers only; both descriptors are open.
+        unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            libc::alarm(TIME_LIMIT);
+            #[cfg(target_env = "gnu")]
+            libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
+            libc::dup2(writer.as_raw_fd(), libc::STDERR_FILENO);
+        }
+        drop((reader, writer));
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        let outcome = outcome.unwrap_or_else(|_| Err("it panicked".to_owned()));
+        let text = outcome.as_ref().err().map_or("", String::as_str);
+        // Not through the standard library's handle, which another thread may have locked.
+        let mut out = std::mem::ManuallyDrop::new(std::fs::File::from(io_stderr()));
+        let _ = out.write_all(text.as_bytes());
+        // SAFETY: as in `in_child`.
+        unsafe { libc::_exit(i32::from(outcome.is_err())) }
+    }
+    drop(writer);
+    let mut said = String::new();
+    reader.read_to_string(&mut said).expect("the pipe can be read");
+    let mut status = 0;
+    // SAFETY: as in `in_child`.
+    unsafe { libc::waitpid(child, &raw mut status, 0) };
+    End {
+        code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
+        signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
+        said,
+    }
+}
+
+fn io_stderr() -> OwnedFd {
+    // SAFETY: the caller, which ends without dropping it, owns nothing else under this number.
+    unsafe { OwnedFd::from_raw_fd(libc::STDERR_FILENO) }
+}
+
+/// A system call by its number, in a child that is about to end: nobody else minds what it does to this process.
+pub fn call(number: i64, arguments: [usize; 6]) -> io::Result<usize> {
+    let [a, b, c, d, e, f] = arguments;
+    // SAFETY: the tests that use it pass integers, null pointers, and pointers to what outlives the call.
+    let result = unsafe { libc::syscall(number, a, b, c, d, e, f) };
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// Overflow this thread's stack.
+pub fn overflow_stack(depth: usize) -> usize {
+    let page = [depth as u8; 4096];
+    let deeper = if std::hint::black_box(true) { overflow_stack(depth + 1) } else { 0 };
+    deeper + usize::from(std::hint::black_box(&page)[depth % 4096])
+}
+
+/// Write where nothing is.
+pub fn write_nowhere() {
+    // SAFETY: there is none; the process ends by it.
+    unsafe { std::ptr::without_provenance_mut::<u8>(8).write_volatile(1) };
+}
+
 /// Make a user and a network namespace and become root in them. For a process with one thread.
 pub fn enter_namespace() -> Result<(), String> {
     // SAFETY: these calls take nothing and return integers.
