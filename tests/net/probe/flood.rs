@@ -43,7 +43,7 @@ impl Limit {
         match self {
             Limit::Frames(most) => sent >= *most,
             // The clock is not asked for each.
-            Limit::Time(most) => sent % 64 == 0 && begun.elapsed() >= *most,
+            Limit::Time(most) => sent.is_multiple_of(64) && begun.elapsed() >= *most,
         }
     }
 }
