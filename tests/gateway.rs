@@ -224,3 +224,85 @@ fn it_is_found_by_a_path_of_any_length_and_in_the_fallback() {
         ends(pid);
     }
 }
+
+/// A private gateway, and the first process that was started for it.
+fn private() -> (GatewayProcess, u32) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tapline"));
+    command.arg("gateway");
+    let gateway = GatewayProcess::start(command, Vec::new()).unwrap();
+    let group = gateway.group().unwrap();
+    (gateway, group)
+}
+
+/// Processes of a group, those that nobody has waited for among them.
+fn members(group: u32) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| {
+        let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let field = text.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(2)?.parse().ok());
+        field == Some(group)
+    })
+    .collect()
+}
+
+#[test]
+fn a_private_one_goes_on_in_a_second_process_of_which_its_owner_hears() {
+    let (gateway, group) = private();
+    assert!(matches!(gateway.recv().unwrap(), Some(FromGateway::Moved)));
+    // The first has been waited for, and its number is the group's only.
+    let [second] = members(group)[..] else { panic!("{:?}", members(group)) };
+    assert_ne!(second, group);
+    assert!(!gateway.has_ended());
+    answers(&gateway);
+    assert_eq!(gateway.stop(PATIENCE).unwrap().to_string(), "exit status 0");
+    assert_eq!(members(group), [0u32; 0]);
+}
+
+#[test]
+fn whichever_of_its_processes_is_killed_nobody_is_left() {
+    for (moved, which) in [(true, "second"), (true, "kill"), (false, "stop"), (false, "kill")] {
+        let (gateway, group) = private();
+        if moved {
+            assert!(matches!(gateway.recv().unwrap(), Some(FromGateway::Moved)));
+        }
+        match which {
+            "stop" => {}
+            "kill" => gateway.kill(),
+            _ => members(group).into_iter().for_each(|pid| {
+                // One may have ended in the meantime.
+                let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+            }),
+        }
+        if which != "stop" {
+            while gateway.recv().unwrap().is_some() {}
+            let ended = gateway.stop(PATIENCE).unwrap().to_string();
+            assert_eq!(ended, "killed by SIGKILL", "{which} {moved}");
+        } else {
+            // At once: in whichever of its processes it is.
+            gateway.stop(Duration::ZERO).unwrap();
+        }
+        assert_eq!(members(group), [0u32; 0], "{which} {moved}");
+    }
+}
+
+#[test]
+fn killed_at_any_point_of_its_start_it_leaves_nobody() {
+    for step in 0..60 {
+        let (gateway, group) = private();
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_micros(100 * step) {
+            std::hint::spin_loop();
+        }
+        // The first process alone: its second, if there is one, does not depend on it.
+        let _ = kill(Pid::from_raw(group.cast_signed()), Signal::SIGKILL);
+        let said = gateway.recv().unwrap();
+        let ended = gateway.stop(PATIENCE).unwrap().to_string();
+        match said {
+            Some(FromGateway::Moved) => assert_eq!(ended, "exit status 0"),
+            None => assert_eq!(ended, "killed by SIGKILL"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(members(group), [0u32; 0], "step {step}");
+    }
+}

@@ -39,6 +39,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 
 use crate::sys::caps;
+use crate::sys::refusal::{Facts, Reason};
 
 mod agent;
 pub mod calls;
@@ -197,10 +198,9 @@ impl Confinement<'_> {
             return;
         }
         let Err((operation, errno)) = root::empty() else { return };
-        let sentence = format!(
-            "the gateway sees the host's files, because its root cannot be emptied ({operation}: {}): allow mounts to it",
-            io::Error::from(errno)
-        );
+        let reason = Reason::of(errno, &Facts::gather());
+        let sentence =
+            format!("the gateway sees the host's files, as its root cannot be emptied ({operation}): {reason}");
         match self.lacks.is_empty() {
             true => self.lacks.push(Lack { stage: Stage::Root, sentence }),
             // The reason is the same, and has been given.

@@ -10,7 +10,8 @@
 //! a second process and the first ends. The second is a copy, not started anew, on purpose: memory of a program that
 //! is started inside a user namespace may be read by whoever made that (ptrace(2)); that of a copy may not.
 //!
-//! As the first process of its namespace a gateway is spared signals that have no handler, so it gets one for SIGTERM.
+//! As the first process of its namespace a gateway is spared signals that have no handler, so it gets one for SIGTERM:
+//! whoever shuts the machine down, or ends the unit it belongs to, need not wait.
 //!
 //! Our own uid and gid are mapped onto themselves, so that who calls is told by the same numbers as before (SO_PEERCRED);
 //! everybody else, root too, is `nobody` from here on. Below our user namespace there can be no other: its own
@@ -71,16 +72,11 @@ pub(super) fn enter(succession: Succession<'_>) -> Result<Entered, Failure> {
         return Ok(Entered { can_change_root: false, lack });
     }
     let (made, refused) = make();
-    let mut lack = refused.map(|errno| missing(made, errno));
+    let lack = refused.map(|errno| missing(made, errno));
     if made.contains(CloneFlags::CLONE_NEWUSER) {
-        if let Err((file, error)) = map_ids(ids) {
-            let hint = Reason::hint_for_maps();
-            lack.get_or_insert(format!(
-                "the gateway has no rights in its own namespaces, and sees the host's files: cannot write {file}: \
-                 {error}{hint}"
-            ));
-        } else if let Err(error) = fs::write("/proc/sys/user/max_user_namespaces", "0") {
-            // Read-only in many containers. What could be had in another one is refused by the later stages too.
+        map_ids(ids);
+        // Read-only in many containers. What could be had in another one is refused by the later stages too.
+        if let Err(error) = fs::write("/proc/sys/user/max_user_namespaces", "0") {
             tracing::debug!("the number of user namespaces below the gateway's own is not limited: {error}");
         }
     }
@@ -115,12 +111,19 @@ fn missing(made: CloneFlags, errno: Errno) -> String {
 }
 
 /// Ourselves onto ourselves (user_namespaces(7)). The ids are asked for beforehand: until they are mapped they look like
-/// somebody else's.
-fn map_ids((uid, gid): (Uid, Gid)) -> Result<(), (&'static str, io::Error)> {
-    let write = |file, text: String| fs::write(file, text).map_err(|error| (file, error));
-    write("/proc/self/setgroups", "deny".to_owned())?;
-    write("/proc/self/uid_map", format!("{uid} {uid} 1\n"))?;
-    write("/proc/self/gid_map", format!("{gid} {gid} 1\n"))
+/// somebody else's. Root without CAP_SETFCAP may not do it, nor whoever AppArmor restricts. No right depends on it; but
+/// then everybody looks alike to us, and who may call is left to the permissions of the socket.
+fn map_ids((uid, gid): (Uid, Gid)) {
+    let lines = [
+        ("/proc/self/setgroups", "deny".to_owned()),
+        ("/proc/self/uid_map", format!("{uid} {uid} 1\n")),
+        ("/proc/self/gid_map", format!("{gid} {gid} 1\n")),
+    ];
+    for (file, text) in lines {
+        if let Err(error) = fs::write(file, text) {
+            tracing::debug!("the gateway cannot write {file}: {error}");
+        }
+    }
 }
 
 /// Go on in a second process, where there has to be one.
@@ -137,7 +140,7 @@ fn succeed(succession: Succession<'_>, is_first: bool) -> io::Result<()> {
             }
             arrive()?;
         }
-        Succession::Sibling(_) => return Ok(()),
+        Succession::Sibling(_) => {}
     }
-    if is_first { proc::end_on_sigterm() } else { Ok(()) }
+    proc::end_on_sigterm()
 }

@@ -184,6 +184,14 @@ impl GatewayProcess {
         peer.map_or(0, |peer| u32::try_from(peer.pid).unwrap_or(0))
     }
 
+    /// The process group of a private one: the process id of the first of its processes.
+    pub fn group(&self) -> Option<u32> {
+        match &self.kind {
+            Kind::Private(children) => Some(children.group.as_raw().cast_unsigned()),
+            Kind::Shared => None,
+        }
+    }
+
     /// Wait for the next message; `None` when the gateway has ended or closed.
     pub fn recv(&self) -> Result<Option<FromGateway>, WireError> {
         let Some((message, mut fds)) = wire::recv(&self.connection.0)? else { return Ok(None) };

@@ -91,8 +91,8 @@ pub fn wait_for_group(group: Pid) -> io::Result<Option<(Pid, ExitStatus)>> {
     }
 }
 
-/// Have SIGTERM end this process also where it is the first of a PID namespace, which is spared every signal that nothing
-/// was done about (pid_namespaces(7)). Its exit status is then 143, as a shell has it.
+/// Have SIGTERM end this process: also where whoever started it has blocked that, and as the first of a PID namespace, which
+/// is spared every signal that has no handler (pid_namespaces(7)). Its exit status is then 143, as a shell has it.
 pub fn end_on_sigterm() -> io::Result<()> {
     extern "C" fn end(signal: libc::c_int) {
         exit_now(128 + signal);
@@ -100,7 +100,9 @@ pub fn end_on_sigterm() -> io::Result<()> {
     let handler = nix::sys::signal::SigHandler::Handler(end);
     // SAFETY: the handler makes one system call, _exit(2), which is async-signal-safe.
     unsafe { nix::sys::signal::signal(Signal::SIGTERM, handler) }?;
-    Ok(())
+    let mut only = SigSet::empty();
+    only.add(Signal::SIGTERM);
+    Ok(nix::sys::signal::sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&only), None)?)
 }
 
 /// Number of threads of this process; `None` where /proc cannot be read.

@@ -318,10 +318,24 @@ pub fn children(parent: u32) -> Vec<(u32, String)> {
     found
 }
 
-/// The gateway of a supervisor.
+/// The gateway of a supervisor: the process in which it has gone on, as the first of a PID namespace.
 pub fn gateway_of(supervisor: u32) -> Result<u32, Fault> {
-    let found = children(supervisor).into_iter().find(|(_, line)| line.split(' ').nth(1) == Some("gateway"));
+    let is_it = |pid: u32, line: &str| line.split(' ').nth(1) == Some("gateway") && is_first_of_a_namespace(pid);
+    let found = children(supervisor).into_iter().find(|(pid, line)| is_it(*pid, line));
     found.map(|(pid, _)| pid).ok_or_else(|| format!("{supervisor} has no gateway: {:?}", children(supervisor)))
+}
+
+/// Has a process the number 1 in its PID namespace?
+fn is_first_of_a_namespace(pid: u32) -> bool {
+    let numbers = status_field(pid, "NSpid").unwrap_or_default();
+    numbers.split_whitespace().last() == Some("1")
+}
+
+/// A field of a process's status (proc_pid_status(5)).
+pub fn status_field(pid: u32, name: &str) -> Result<String, Fault> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(|e| format!("{pid}: {e}"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.map(|value| value.trim().to_owned()).ok_or_else(|| format!("no {name} in {status}"))
 }
 
 /// The agent of a supervisor.

@@ -20,6 +20,7 @@ mod attach;
 mod bad_input;
 mod death;
 mod floods;
+mod ground;
 mod names;
 mod networks;
 mod run;
@@ -38,6 +39,7 @@ pub fn all() -> Vec<(&'static str, Case)> {
         share::all(),
         attach::all(),
         death::all(),
+        ground::all(),
         tcp::all(),
         udp::all(),
         names::all(),
@@ -56,6 +58,7 @@ pub fn inner() -> Vec<(&'static str, Case)> {
         share::inner(),
         attach::inner(),
         death::inner(),
+        ground::inner(),
         tcp::inner(),
         udp::inner(),
         names::inner(),

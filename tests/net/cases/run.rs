@@ -240,8 +240,7 @@ fn a_gateway_that_dies_again_and_again_leaves_the_command_its_files() -> Result<
             break;
         }
         holds(line.clone(), line.contains("starting another"))?;
-        until("there is another", 10, || gateway_of(supervisor).is_ok())?;
-        signal(gateway_of(supervisor)?, Signal::SIGKILL)?;
+        until("there is another", 10, || gateway_of(supervisor).is_ok_and(|pid| signal(pid, Signal::SIGKILL).is_ok()))?;
     }
     same("CMD goes on", console.ask(&["interfaces"])?.as_str(), "lo tap0")?;
     same("the status is CMD's", console.end()?.code(), Some(0))
