@@ -388,12 +388,17 @@ class Lab(Place):
         wait_until(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n", "its command")
         return process
 
-    def attach(self, container, *options):
-        """Attach in the foreground, and wait for the word that it is ready."""
+    @staticmethod
+    def capable_of_nothing():
+        """What stands in front of a command line of the same user as a container's, in the user namespace it was made in."""
+        return ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--"]
+
+    def attach(self, container, *options, before=()):
+        """Attach in the foreground, and wait for the word that it is ready. `before` stands in front of the command."""
         read, write = os.pipe()
         log = self.scratch / "attach.log"
-        # The same user as the container's, in the user namespace it was made in; capable of nothing there.
-        argv = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--", self.binary, "attach", "--ready-fd", str(write), *options, str(container.pid)]
+        words = ["attach", "--ready-fd", str(write), *options, str(container.pid)]
+        argv = [*before, *self.capable_of_nothing(), self.binary, *words]
         process = self.spawn(argv, pass_fds=[write], stderr=open(log, "w"))
         os.close(write)
         with os.fdopen(read) as ready:
