@@ -11,7 +11,9 @@
 //!    its descriptors, be it a process of the same user.
 //! 2. *Privileges*: no_new_privs: no set-user-id program that it or a gateway might start gains anything. Of the
 //!    capabilities, of which an ordinary user has none, CAP_NET_BIND_SERVICE stays, and with [`Keep::ToEnter`] what it
-//!    takes to enter a namespace again that is somebody else's.
+//!    takes to enter a namespace again that is somebody else's. Root keeps CAP_SETFCAP besides: without it, root's next
+//!    gateway could not map itself into a user namespace of its own (user_namespaces(7)), and whoever killed one gateway
+//!    would get another that has given up less.
 //! 3. *Calls* (seccomp): the parts of the kernel that it never needs cannot be reached, and no process be traced.
 //!
 //! It enters them before the command is let go, or whoever waits for the network is told. What is forked before (agent,
@@ -20,6 +22,7 @@ use std::io;
 
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
+use nix::unistd::Uid;
 
 use super::forbidden::{self, KERNEL, TRACING};
 use super::{ConfineError, Stage};
@@ -35,12 +38,14 @@ pub enum Keep {
 }
 
 impl Keep {
-    fn capabilities(self) -> &'static [Capability] {
-        use Capability::{DacReadSearch, NetAdmin, NetBindService, NetRaw, SysAdmin, SysPtrace};
-        match self {
-            Keep::ToBind => &[NetBindService],
-            Keep::ToEnter => &[NetBindService, NetAdmin, NetRaw, SysAdmin, SysPtrace, DacReadSearch],
+    fn capabilities(self) -> Vec<Capability> {
+        use Capability::{DacReadSearch, NetAdmin, NetBindService, NetRaw, SetFcap, SysAdmin, SysPtrace};
+        let mut kept = vec![NetBindService];
+        kept.extend(Uid::effective().is_root().then_some(SetFcap));
+        if self == Keep::ToEnter {
+            kept.extend([NetAdmin, NetRaw, SysAdmin, SysPtrace, DacReadSearch]);
         }
+        kept
     }
 }
 
@@ -51,7 +56,7 @@ pub fn supervisor(keep: Keep) -> Result<Vec<String>, ConfineError> {
     let limited = setrlimit(Resource::RLIMIT_CORE, 0, 0);
     limited.map_err(|error| failed(Stage::Memory, "RLIMIT_CORE")(error.into()))?;
     prctl::set_no_new_privs().map_err(|error| failed(Stage::Privileges, "no_new_privs")(error.into()))?;
-    caps::keep_only(keep.capabilities()).map_err(failed(Stage::Privileges, "drop capabilities"))?;
+    caps::keep_only(&keep.capabilities()).map_err(failed(Stage::Capabilities, "drop capabilities"))?;
     let lack = |why| format!("the supervisor keeps system calls that it does not need: no seccomp filter ({why})");
     Ok(forbidden::refuse(&[KERNEL, TRACING], None).map_err(lack).err().into_iter().collect())
 }

@@ -340,7 +340,7 @@ pub struct Attach {
     pub hostfwd_socket: Option<PathBuf>,
     /// Do not end when the target does.
     pub outlives_target: bool,
-    /// When it works, give up every capability but that to bind ports below 1024, and the ways to gain others.
+    /// When it works, also give up the capabilities to enter the namespace again.
     #[serde(default)]
     pub confined: bool,
     /// As in [`Run`].

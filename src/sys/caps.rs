@@ -38,6 +38,8 @@ pub enum Capability {
     SysPtrace = 19,
     /// CAP_SYS_ADMIN: enter namespaces.
     SysAdmin = 21,
+    /// CAP_SETFCAP: map root into a user namespace (user_namespaces(7)).
+    SetFcap = 31,
 }
 
 /// Become another user, in one group alone, and keep of the capabilities only those of `keep` that there are; a program

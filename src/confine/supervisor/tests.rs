@@ -24,7 +24,7 @@ fn has(expected: &[(&str, &str)]) -> Result<(), String> {
 #[test]
 fn a_supervisor_keeps_the_capability_to_bind_or_to_enter_and_no_other() {
     // Root of a namespace of its own has them all.
-    for (keep, left) in [(Keep::ToBind, "0000000000000400"), (Keep::ToEnter, "0000000000283404")] {
+    for (keep, left) in [(Keep::ToBind, "0000000080000400"), (Keep::ToEnter, "0000000080283404")] {
         in_namespace(|| {
             let lacks = supervisor(keep).map_err(text)?;
             has(&[("CapPrm:", left), ("CapEff:", left), ("CapBnd:", left), ("NoNewPrivs:", "1"), ("Seccomp:", "2")])?;
@@ -45,12 +45,18 @@ fn a_supervisor_keeps_the_capability_to_bind_or_to_enter_and_no_other() {
 #[test]
 fn what_a_supervisor_starts_can_still_make_namespaces_and_an_empty_root() {
     in_child(|| {
+        let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
         supervisor(Keep::ToBind).map_err(text)?;
         let status = std::process::Command::new("/bin/true").status().map_err(text)?;
         if !status.success() {
             return Err(text(status));
         }
+        // As the program is executed anew, it is dumpable again.
+        prctl::set_dumpable(true).map_err(text)?;
         unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).map_err(text)?;
+        std::fs::write("/proc/self/setgroups", "deny").map_err(text)?;
+        std::fs::write("/proc/self/uid_map", format!("{uid} {uid} 1")).map_err(text)?;
+        std::fs::write("/proc/self/gid_map", format!("{gid} {gid} 1")).map_err(text)?;
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).map_err(text)?;
         mount(Some("tmpfs"), "/tmp", Some("tmpfs"), MsFlags::empty(), None::<&str>).map_err(text)?;
         nix::unistd::pivot_root("/tmp", "/tmp").map_err(text)

@@ -18,6 +18,8 @@ fn field(pid: u32, name: &str) -> Result<String, Fault> {
 const BIND: u64 = 1 << 10;
 const ADMIN_AND_RAW: u64 = 1 << 12 | 1 << 13;
 const KILL: u64 = 1 << 5;
+/// CAP_SETFCAP, which root keeps for the gateways that it starts.
+const SETFCAP: u64 = 1 << 31;
 /// CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE, CAP_SYS_ADMIN.
 const ENTER: u64 = 1 << 2 | 1 << 19 | 1 << 21;
 
@@ -54,7 +56,7 @@ fn supervisor_agent_and_init_have_given_up_what_they_do_not_need_and_the_command
         };
         let init = only(agent)?;
         let command = only(init)?;
-        has_no_more_than("supervisor", supervisor, BIND)?;
+        has_no_more_than("supervisor", supervisor, BIND | SETFCAP)?;
         has_no_more_than("agent", agent, BIND | ADMIN_AND_RAW)?;
         // As root of its namespace it has lost the others for good.
         same("agent: CapBnd", field(agent, "CapBnd")?, format!("{:016x}", BIND | ADMIN_AND_RAW))?;
@@ -88,7 +90,7 @@ fn whoever_attaches_has_given_up_as_much() -> Result<(), Fault> {
     std::io::BufRead::read_line(&mut std::io::BufReader::new(ready), &mut line).map_err(|e| e.to_string())?;
     same("ready", line.as_str(), "1\n")?;
     let supervisor = child.0.id();
-    has_no_more_than("supervisor", supervisor, BIND | ADMIN_AND_RAW | ENTER)?;
+    has_no_more_than("supervisor", supervisor, BIND | SETFCAP | ADMIN_AND_RAW | ENTER)?;
     is_not_dumpable("supervisor", supervisor)?;
     let agent = agent_of(supervisor)?;
     has_no_more_than("agent", agent, BIND | ADMIN_AND_RAW)?;
