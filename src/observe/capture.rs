@@ -26,6 +26,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use nix::sys::statfs::{FsType, fstatfs};
+
 /// Bytes that wait to be written at most.
 pub const CAPACITY: usize = 256 * 1024;
 
@@ -64,7 +66,10 @@ pub fn create(path: &Path) -> Result<File, CaptureError> {
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path)
         .map_err(failed)?;
-    if !file.metadata().map_err(failed)?.is_file() {
+    // What is written to a file of the kernel's own, it may take for an order.
+    let orders = [libc::PROC_SUPER_MAGIC, libc::SYSFS_MAGIC, libc::CGROUP2_SUPER_MAGIC].map(|magic| FsType(magic as _));
+    let is_order = orders.contains(&fstatfs(&file).map_err(|e| failed(e.into()))?.filesystem_type());
+    if is_order || !file.metadata().map_err(failed)?.is_file() {
         return Err(CaptureError::NotAFile(name()));
     }
     file.set_len(0).map_err(failed)?;
@@ -225,6 +230,7 @@ mod tests {
     #[test]
     fn what_is_no_file_is_refused_and_not_waited_for() {
         assert!(matches!(create(Path::new("/dev/null")), Err(CaptureError::NotAFile(_))));
+        assert!(matches!(create(Path::new("/proc/self/comm")), Err(CaptureError::NotAFile(_))));
         let error = create(Path::new("/nonexistent/file")).unwrap_err().to_string();
         assert_eq!(error, "cannot capture to /nonexistent/file: No such file or directory (os error 2)");
         let pipe = path("pipe");
