@@ -78,7 +78,7 @@ fn enter(
     caps::keep_only(keep).map_err(failed(Stage::Privileges, "drop capabilities"))?;
     let mut lacks = Vec::new();
     let pins = paths::leave(left).unwrap_or_else(|why| {
-        lacks.push(format!("the sandbox's {who} keeps the files that its user has: {why}"));
+        lacks.push(format!("the sandbox's {who} may open the files that its user may: {why}"));
         Vec::new()
     });
     if let Err(why) = forbidden::refuse(NEVER, may_make) {

@@ -86,7 +86,7 @@ const HELP: &[(&str, &str)] = &[
     ("--netns-type=TYPE", "what the target is ([path|pid], default=pid)"),
     ("--userns-path=PATH", "user namespace to join first"),
     ("--enable-sandbox", "give up capabilities but CAP_NET_BIND_SERVICE when ready"),
-    ("--enable-seccomp", "accepted (experimental)"),
+    ("--enable-seccomp", "accepted: filters are always on (experimental)"),
     ("--outbound-addr=IPv4", "source address, or its interface (experimental)"),
     ("--outbound-addr6=IPv6", "likewise for IPv6 (experimental)"),
     ("--disable-dns", "no resolver at 10.0.2.3, or where it is with --cidr"),
