@@ -2,6 +2,7 @@
 //! ([`commands`]).
 pub mod commands;
 pub mod cut;
+mod dues;
 mod flow_list;
 mod linked_flows;
 pub mod links;

@@ -9,7 +9,7 @@
 //!    sandboxes; else until the next timer);
 //! 2. commands of the control thread;
 //! 3. host sockets that became ready: a TCP flow becomes dirty, datagrams are taken in batches;
-//! 4. frames, at most [`FRAME_BUDGET`] a port, each handed to the gateway, or where several sandboxes are on the network
+//! 4. frames, a turn for each port ([`dues`](super::dues)), each handed to the gateway, or where several sandboxes are on the network
 //!    to where the [`switch`](super::switch) says; then the datagrams among them that waited
 //!    to leave together;
 //! 5. published ports ([`publish`](crate::publish)): accept, connect, move bytes and datagrams past the stack;
@@ -35,6 +35,7 @@ use slab::Slab;
 use tokio::sync::{mpsc, oneshot};
 
 use super::commands::{Command, CommandReceiver, CommandSender, Event, Snapshot};
+use super::dues::{Busy, Dues, IN_VAIN, Turn};
 use super::flow_list;
 use super::links::Links;
 use super::port::{self, NotForwarded, RX_BUFFER, Received, Receiver, RecvError};
@@ -53,8 +54,6 @@ use crate::plan::{Endpoint, HostView, LinkKind, Network, Published};
 use crate::publish::{Publishing, Surroundings};
 use crate::sys::dgram::Batch;
 
-/// Most frames taken from a port in one round.
-const FRAME_BUDGET: usize = 64;
 /// How long it goes on looking for frames after one between two sandboxes, before it sleeps: about what it costs the
 /// sender's kernel to wake it. Measured: 10 to 20 per cent more between two sandboxes on two cores.
 const WATCH: Duration = Duration::from_micros(20);
@@ -80,6 +79,7 @@ struct Port {
     receiver: Receiver,
     /// `None` where there is no link.
     raw: Option<std::os::fd::RawFd>,
+    dues: Dues,
 }
 
 /// An endpoint whose sandbox has ended.
@@ -112,6 +112,9 @@ pub struct Worker {
     publishing: Publishing,
     /// Ports that were left before they were empty.
     ready_ports: Vec<usize>,
+    /// All of them owe the others something, and wait.
+    all_owing: bool,
+    busy: Busy,
     /// When the last frame came that the switch looked at.
     last_switched: Option<Instant>,
     /// There is another processor for those who send.
@@ -146,6 +149,8 @@ impl Worker {
             foreign: Vec::new(),
             publishing,
             ready_ports: Vec::new(),
+            all_owing: false,
+            busy: Busy::default(),
             last_switched: None,
             may_watch: processors() > 1,
             leaving: Vec::new(),
@@ -235,11 +240,12 @@ impl Worker {
     fn patience(&mut self) -> Option<Duration> {
         let watchful = self.is_watchful();
         let Served { gateway, .. } = self.served.as_mut()?;
-        let busy = !(self.ready_ports.is_empty() && self.ready_udp.is_empty() && self.ready_ping.is_empty());
+        let ports = !self.ready_ports.is_empty() && !self.all_owing;
+        let busy = ports || !(self.ready_udp.is_empty() && self.ready_ping.is_empty());
         if busy || gateway.tcp().has_dirty() || self.publishing.is_busy() || watchful {
             return Some(Duration::ZERO);
         }
-        if self.links.any_full() || !self.leaving.is_empty() || !self.untold.is_empty() {
+        if self.links.any_full() || !self.leaving.is_empty() || !self.untold.is_empty() || self.all_owing {
             return Some(port::RETRY);
         }
         // mio rounds up to whole milliseconds.
@@ -313,48 +319,59 @@ impl Worker {
     fn frames(&mut self, now: Instant) {
         let Some(Served { gateway, host, switch }) = &mut self.served else { return };
         let mut failed = Vec::new();
+        let mut owing = 0;
         for key in std::mem::take(&mut self.ready_ports) {
             let Some(port) = self.ports.get_mut(key) else { continue };
             let id = PortId(key as u32);
+            let others = switch.is_some() && self.busy.others(id, now);
+            if others && port.dues.is_owing(now) {
+                self.ready_ports.push(key);
+                owing += 1;
+                continue;
+            }
             port.queued = false;
-            let mut taken = 0;
+            let mut turn = Turn::new(others);
             loop {
-                if taken >= FRAME_BUDGET {
+                if turn.is_over() {
                     port.queued = true;
                     self.ready_ports.push(key);
                     break;
                 }
-                taken += 1;
                 match port.receiver.recv(&mut self.frame) {
                     Ok(Some(received)) => {
                         self.links.record(&received);
-                        match switch {
+                        let length = received.frame().len();
+                        let (copies, extra) = match switch {
                             Some(switch) => {
                                 self.last_switched = Some(now);
                                 let way = switch.judge(now, id, &received.offload, received.frame());
-                                taken += switched(now, id, way, &received, switch, gateway, host, &mut self.links);
+                                switched(now, id, way, &received, switch, gateway, host, &mut self.links)
                             }
                             None => {
-                                gateway.handle_frame(
-                                    now,
-                                    id,
-                                    received.offload,
-                                    received.frame(),
-                                    host,
-                                    &mut self.links,
-                                );
+                                let (offload, frame) = (received.offload, received.frame());
+                                (0, gateway.handle_frame(now, id, offload, frame, host, &mut self.links))
                             }
-                        }
+                        };
+                        port.dues.pay(extra);
+                        turn.take(length, copies, extra);
                     }
                     Ok(None) => break,
-                    Err(RecvError::Malformed) => gateway.count_drop(DropReason::Malformed),
+                    Err(RecvError::Malformed) => {
+                        gateway.count_drop(DropReason::Malformed);
+                        port.dues.pay(IN_VAIN);
+                        turn.take(0, 0, IN_VAIN);
+                    }
                     Err(RecvError::Io(error)) => {
                         failed.push((key, error));
                         break;
                     }
                 }
             }
+            if turn.carried {
+                self.busy.note(id, now);
+            }
         }
+        self.all_owing = owing > 0 && owing == self.ready_ports.len();
         host.udp.flush(|unsent| gateway.handle_udp_unsent(now, unsent, &mut self.links));
         for (key, error) in failed {
             let id = self.ports[key].endpoint.id.clone();
@@ -584,7 +601,8 @@ impl Worker {
         self.links.insert(PortId(key as u32), port.transmitter);
         self.by_id.insert(endpoint.id.clone(), key);
         // Frames may have come before the registration.
-        entry.insert(Port { endpoint: endpoint.clone(), queued: true, receiver: port.receiver, raw });
+        let dues = Dues::new(now);
+        entry.insert(Port { endpoint: endpoint.clone(), queued: true, receiver: port.receiver, raw, dues });
         self.ready_ports.push(key);
         if let Some(Served { gateway, switch, .. }) = &mut self.served {
             if let Some(switch) = switch {
@@ -615,6 +633,7 @@ impl Worker {
         receiver.leave();
         self.links.remove(PortId(key as u32));
         self.ready_ports.retain(|&k| k != key);
+        self.all_owing &= !self.ready_ports.is_empty();
     }
 }
 
@@ -624,7 +643,8 @@ fn is_gateways(network: &Network, endpoint: &Endpoint) -> bool {
     endpoint.mac == network.gateway_mac || addresses(endpoint).any(is)
 }
 
-/// A frame on a shared network goes its way. What that costs beyond the frame itself, in frames.
+/// A frame on a shared network goes its way. How many more copies of it were written than one, and what it costs beyond
+/// being carried.
 #[allow(clippy::too_many_arguments)]
 fn switched(
     now: Instant,
@@ -635,7 +655,7 @@ fn switched(
     gateway: &mut Gateway,
     host: &mut HostSide,
     links: &mut Links,
-) -> usize {
+) -> (u32, u32) {
     let (offload, frame) = (received.offload, received.frame());
     let mut forward = |to: PortId, gateway: &mut Gateway| {
         let sent = links.forward(to, received);
@@ -648,7 +668,7 @@ fn switched(
         u64::from(sent.is_ok())
     };
     match way {
-        Way::Gateway => gateway.handle_frame(now, from, offload, frame, host, links),
+        Way::Gateway => return (0, gateway.handle_frame(now, from, offload, frame, host, links)),
         Way::Port(to) => {
             let copies = forward(to, gateway);
             gateway.count_switched(frame.len(), copies);
@@ -665,15 +685,19 @@ fn switched(
             } else {
                 gateway.count_switched(frame.len(), copies);
             }
-            return written;
+            return (written, 0);
         }
-        Way::Refused => gateway.handle_refused(now, from, offload, frame, links),
+        Way::Refused => {
+            gateway.handle_refused(now, from, offload, frame, links);
+            return (0, IN_VAIN);
+        }
         Way::Nowhere(reason) => {
             gateway.count_switched(frame.len(), 0);
             gateway.count_drop(reason);
+            return (0, IN_VAIN);
         }
     }
-    0
+    (0, 0)
 }
 
 /// How many processors this thread may run on.

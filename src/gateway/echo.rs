@@ -23,7 +23,7 @@ use super::flows::{FlowTable, Idle};
 use super::quote::Quote;
 use super::udp::{host_error, offender_as_named, refusal_error};
 use super::{
-    Segment,
+    Segment, cost,
     counters::DropReason,
     emit,
     icmp::{self, IcmpError},
@@ -138,6 +138,7 @@ impl EchoTable {
             tos: packet.tos,
             dont_fragment: packet.dont_fragment,
         };
+        segment.extra += if known.is_none() { cost::SOCKET } else { 0 };
         let index = known.unwrap_or_else(|| {
             if self.flows.count(key.port) >= MOST_FLOWS
                 && let Some(oldest) = self.flows.oldest(key.port)

@@ -21,6 +21,7 @@
 pub mod arp;
 #[cfg(test)]
 mod bad_input;
+pub mod cost;
 pub mod counters;
 pub mod describe;
 pub mod dhcp;
@@ -77,6 +78,8 @@ pub struct Segment {
     settled: HashSet<PortId>,
     /// What is counted.
     pub counters: Counters,
+    /// What the frame at hand has cost so far beyond being carried; see [`cost`].
+    extra: u32,
     /// How many ICMP errors may still be sent, to each port that was sent one.
     icmp_limits: HashMap<PortId, icmp::RateLimit>,
     /// Identifications for fragmented datagrams.
@@ -98,6 +101,7 @@ impl Segment {
             addresses: HashMap::new(),
             settled: HashSet::new(),
             counters: Counters::default(),
+            extra: 0,
             icmp_limits: HashMap::new(),
             identifications: emit::Identifications::new(),
             leases: dhcp::Leases::default(),
@@ -352,7 +356,8 @@ impl Gateway {
         (self.tcp.len(), self.udp.len(), self.echo.len())
     }
 
-    /// A sandbox sent a frame. Afterwards call [`tcp::TcpTable::take_dirty`] until it returns `None`.
+    /// A sandbox sent a frame. Afterwards call [`tcp::TcpTable::take_dirty`] until it returns `None`. Gives what the frame
+    /// has cost beyond being carried ([`cost`]).
     pub fn handle_frame(
         &mut self,
         now: Instant,
@@ -361,12 +366,15 @@ impl Gateway {
         frame: &[u8],
         host: &mut impl Host,
         link: &mut impl Link,
-    ) {
+    ) -> u32 {
         self.segment.counters.frames_in += 1;
         self.segment.counters.bytes_in += frame.len() as u64;
+        self.segment.extra = 0;
         if let Err(reason) = self.frame(now, port, offload, frame, host, link) {
             self.segment.counters.drop(reason);
+            self.segment.extra += cost::IN_VAIN;
         }
+        self.segment.extra
     }
 
     fn frame(
@@ -389,7 +397,10 @@ impl Gateway {
             return Err(DropReason::NotForUs);
         }
         let parsed = match u16::from_be_bytes([t0, t1]) {
-            ETHERTYPE_ARP => return arp::handle(&mut self.segment, peer, rest, link),
+            ETHERTYPE_ARP => {
+                self.segment.extra += cost::IN_VAIN;
+                return arp::handle(&mut self.segment, peer, rest, link);
+            }
             ETHERTYPE_IPV4 if self.segment.network.v4.is_some() => packet::parse_ipv4(peer, offload, rest)?,
             ETHERTYPE_IPV6 if self.segment.network.v6.is_some() => packet::parse_ipv6(peer, offload, rest)?,
             ETHERTYPE_IPV4 | ETHERTYPE_IPV6 => return Err(DropReason::Family),
@@ -401,6 +412,7 @@ impl Gateway {
                 if !self.segment.source_allowed(peer.port, fragment.src) {
                     return Err(DropReason::Spoofed);
                 }
+                self.segment.extra += cost::FRAGMENT;
                 match self.reassembly.handle_fragment(now, &fragment, &mut self.segment.counters)? {
                     None => Ok(()),
                     Some(whole) => self.packet(now, &whole.packet()?, host, link),

@@ -36,7 +36,7 @@ use std::time::{Duration, Instant};
 use smoltcp::wire::IpProtocol;
 
 use super::{
-    Segment,
+    Segment, cost,
     counters::DropReason,
     dhcp,
     emit::{self, Ip},
@@ -100,6 +100,7 @@ pub fn handle(segment: &mut Segment, packet: &Packet<'_>, link: &mut impl Link) 
     if packet.checksum_to_verify() && !emit::checksum_holds(packet.src, packet.dst, IpProtocol::Icmpv6, message) {
         return Err(DropReason::Checksum);
     }
+    segment.extra += cost::IN_VAIN;
     let services = segment.network.behaviour.services;
     match header[0] {
         kind if MLD.contains(&kind) => return Err(DropReason::Multicast),

@@ -37,7 +37,7 @@ use super::inbound::{Answer, Arrival, Inbound};
 use super::peers::Peers;
 use super::quote::Quote;
 use super::{
-    Segment,
+    Segment, cost,
     counters::DropReason,
     dhcp, dhcpv6, emit,
     icmp::{self, IcmpError},
@@ -215,6 +215,7 @@ impl UdpTable {
             tos: packet.tos,
             dont_fragment: packet.dont_fragment,
         };
+        segment.extra += if known.is_none() { cost::SOCKET } else { 0 };
         let index = known.unwrap_or_else(|| self.begin(now, packet.peer, key, host));
         let sent = self.send(index, known.is_none(), SocketAddr::new(leads_to, udp.dst_port), datagram, host);
         match sent {
@@ -496,6 +497,7 @@ fn ask(
     let mut outcome = Ok(());
     for message in udp.payload.chunks(size) {
         segment.counters.dns_queries += 1;
+        segment.extra += cost::QUESTION;
         if message.len() > LONGEST_QUESTION {
             outcome = Err(DropReason::Malformed);
             continue;

@@ -61,7 +61,7 @@ use smoltcp::wire::{HardwareAddress, IpAddress, TcpControl, TcpPacket};
 use super::describe::Description;
 use super::icmp::{self, IcmpError};
 use super::link::{Asker, Host, HostError, Link, Peer, PortId, TcpId};
-use super::{Segment, counters::DropReason, packet::Packet, udp};
+use super::{Segment, cost, counters::DropReason, packet::Packet, udp};
 use crate::plan::Network;
 use crate::policy::Refusal;
 use crate::sys::tcp_slot::TcpSlot;
@@ -367,6 +367,7 @@ impl TcpTable {
         self.flows[id.index as usize].half_open = true;
         self.connecting.add(key.port);
         segment.counters.tcp_flows += 1;
+        segment.extra += cost::CONNECTION;
         if dns {
             host.tcp_connect_dns(id, Asker { peer: packet.peer, from: key.from, to: key.to.ip() });
         } else {

@@ -87,6 +87,16 @@ pub fn main(attack: &str, gateway: &str, port: &str, limit: &str, dry: bool) -> 
     Ok(format!("{sent} sent"))
 }
 
+/// For those whom nobody else serves: one who takes everything, over UDP too, and one who gives without end.
+pub fn servers(taking: &str, giving: &str) -> Result<String, String> {
+    let taking = harness::tcp_server(&format!("127.0.0.1:{taking}"), sink);
+    harness::tcp_server(&format!("127.0.0.1:{giving}"), source);
+    let _socket = std::net::UdpSocket::bind(taking).map_err(|e| e.to_string())?;
+    loop {
+        std::thread::park();
+    }
+}
+
 /// Takes everything.
 pub fn sink(mut stream: TcpStream) {
     let mut buffer = vec![0; 64 * 1024];

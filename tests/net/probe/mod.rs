@@ -57,6 +57,7 @@ pub fn probe(words: &[&str]) -> Result<String, String> {
         ["frames", count] => frames::malformed(number(count)?),
         ["flood", attack, gateway, port, limit] => flood::main(attack, gateway, port, limit, false),
         ["flood", attack, gateway, port, limit, "dry"] => flood::main(attack, gateway, port, limit, true),
+        ["flood-servers", sink, source] => flood::servers(sink, source),
         ["overlap"] => frames::overlap(),
         ["udp-echo", to, bytes] => udp_echo(to, number(bytes)?),
         ["udp-source", to, second] => udp_source(to, second),
