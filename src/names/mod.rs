@@ -17,8 +17,12 @@
 //!
 //! Limits for each forwarder, so that a sandbox cannot make the gateway grow: [`MAX_IN_FLIGHT`] queries at once,
 //! [`MAX_IN_FLIGHT_SHARED`] where others share the gateway (a datagram beyond it is dropped and counted, the asker repeats it; a stream is not read further), [`MAX_STREAMS`] streams (one more
-//! is closed), [`MAX_PIPELINED`] queries at once on each, and [`STREAM_IDLE`] without a query, or without anybody
+//! is closed), [`MAX_PIPELINED`] queries at once on each and [`MAX_UNREAD`] on all, from when they are read until their answers are, and [`STREAM_IDLE`] without a query, or without anybody
 //! reading the answers, ends a stream. A query takes at most [`upstream::Timing::total`].
+//!
+//! So a sandbox makes the control thread hold at most some 16 MiB of answers of 64 KiB that it does not read, as much that is on
+//! its way, and a few KiB for each query. For all forwarders of a gateway together there are sockets for a quarter of
+//! the process's descriptors, 8192 at most, and for none more than are left for the others. An answer goes to who asked, on the port of the question, and nowhere else.
 pub mod directory;
 pub mod local;
 pub mod message;
@@ -31,16 +35,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 
 use crate::plan::{Endpoint, GATEWAY_NAMES, HostView, Network};
 use directory::{Directory, News};
 use local::{LocalZone, View};
 use message::{FORMERR, NXDOMAIN, Query};
-use upstream::{Timing, Transport, Upstreams, read_message, write_message};
+use upstream::{Sockets, Timing, Transport, Upstreams, read_message, write_message};
 
 /// Queries of a sandbox at once that others are asked for.
 pub const MAX_IN_FLIGHT: usize = 1024;
@@ -50,6 +55,10 @@ pub const MAX_IN_FLIGHT_SHARED: usize = 256;
 pub const MAX_STREAMS: usize = 128;
 /// Queries at once on one stream.
 pub const MAX_PIPELINED: usize = 32;
+/// Sockets for all forwarders of a gateway.
+const MAX_SOCKETS: usize = 8192;
+/// Queries of all streams of a sandbox that were read, and their answers not.
+pub const MAX_UNREAD: usize = 256;
 /// A stream may be idle this long (RFC 7766, 6.2.3: a few seconds); longer than a query may take, so that no answer
 /// is lost.
 pub const STREAM_IDLE: Duration = Duration::from_secs(15);
@@ -58,10 +67,19 @@ pub const STREAM_IDLE: Duration = Duration::from_secs(15);
 #[derive(Clone, Debug, Default)]
 pub struct Names(Arc<Known>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Known {
     directory: Mutex<Directory>,
     counters: Counters,
+    sockets: Sockets,
+}
+
+impl Default for Known {
+    fn default() -> Known {
+        let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+        let sockets = usize::try_from(soft / 4).unwrap_or(usize::MAX).clamp(MAX_SOCKETS / 64, MAX_SOCKETS);
+        Known { directory: Mutex::default(), counters: Counters::default(), sockets: Sockets::new(sockets) }
+    }
 }
 
 /// The forwarder of one endpoint.
@@ -80,6 +98,7 @@ struct Shared {
     /// Several sandboxes share its network: whether it may ask others at all is the directory's to say.
     is_listed: bool,
     in_flight: Arc<Semaphore>,
+    unread: Arc<Semaphore>,
     streams: Arc<Semaphore>,
 }
 
@@ -112,6 +131,12 @@ fn count(counter: &AtomicU64) {
 }
 
 impl Names {
+    /// So many sockets for all.
+    #[cfg(test)]
+    fn with_sockets(most: usize) -> Names {
+        Names(Arc::new(Known { sockets: Sockets::new(most), ..Known::default() }))
+    }
+
     /// A forwarder for an endpoint.
     pub fn forwarder(&self, network: &Network, endpoint: &Endpoint, host: &HostView) -> Forwarder {
         self.forwarder_with_timing(network, endpoint, host, Timing::default())
@@ -135,10 +160,11 @@ impl Names {
             names: self.clone(),
             asker: endpoint.id.clone(),
             own: LocalZone::new(&endpoint.names).or(gateway),
-            upstreams: Upstreams::new(servers, network.outbound.clone(), timing),
+            upstreams: Upstreams::new(servers, network.outbound.clone(), timing, self.0.sockets.for_another()),
             follows_host,
             is_listed: network.sharing.is_some(),
             in_flight: Arc::new(Semaphore::new(most)),
+            unread: Arc::new(Semaphore::new(MAX_UNREAD)),
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
         }))
     }
@@ -272,11 +298,7 @@ async fn serve_stream(shared: Arc<Shared>, stream: UnixStream) -> io::Result<()>
     writing.await
 }
 
-async fn read_queries(
-    shared: Arc<Shared>,
-    mut reader: OwnedReadHalf,
-    answers: mpsc::Sender<Vec<u8>>,
-) -> io::Result<()> {
+async fn read_queries(shared: Arc<Shared>, mut reader: OwnedReadHalf, answers: mpsc::Sender<Answer>) -> io::Result<()> {
     let pipelined = Arc::new(Semaphore::new(MAX_PIPELINED));
     loop {
         let Ok(place) = Arc::clone(&pipelined).acquire_owned().await else { return Ok(()) };
@@ -291,6 +313,7 @@ async fn read_queries(
             count(&shared.counters().malformed);
             return Ok(());
         };
+        let Ok(unread) = Arc::clone(&shared.unread).acquire_owned().await else { return Ok(()) };
         let Ok(slot) = Arc::clone(&shared.in_flight).acquire_owned().await else { return Ok(()) };
         let (shared, answers) = (Arc::clone(&shared), answers.clone());
         tokio::spawn(async move {
@@ -298,18 +321,25 @@ async fn read_queries(
                 Some(answer) => answer,
                 None => shared.forward(&query, Transport::Tcp).await,
             };
-            // The slot is everybody's: it is not kept while the far end takes its time to read.
+            // The slot is for datagrams too: it is not kept while the far end takes its time to read.
             drop(slot);
             // An error says that the stream has ended, and then nobody wants the answer.
-            let _ = answers.send(answer).await;
-            drop(place);
+            let _ = answers.send(Answer { message: answer, _places: [place, unread] }).await;
         });
     }
 }
 
-async fn write_answers(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<Vec<u8>>) -> io::Result<()> {
+/// An answer for a stream, and the places that it keeps until it is written.
+struct Answer {
+    message: Vec<u8>,
+    _places: [OwnedSemaphorePermit; 2],
+}
+
+async fn write_answers(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<Answer>) -> io::Result<()> {
     while let Some(answer) = queue.recv().await {
-        timeout(STREAM_IDLE, write_message(&mut writer, &answer)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        timeout(STREAM_IDLE, write_message(&mut writer, &answer.message))
+            .await
+            .map_err(|_| io::ErrorKind::TimedOut)??;
     }
     Ok(())
 }

@@ -334,6 +334,26 @@ async fn queries_beyond_the_bound_are_dropped_and_counted() {
     assert_eq!(code(&ask(&forwarder, query(1, "localhost.", None)).await), ResponseCode::NoError);
 }
 
+#[tokio::test]
+async fn who_asks_without_end_leaves_the_others_sockets() {
+    let names = Names::with_sockets(16);
+    let silent = HostView { resolvers: vec![resolver(|_| None).await], ..HostView::default() };
+    let host = HostView { resolvers: vec![good(1).await], ..HostView::default() };
+    let network = crate::fuzzing::network();
+    let greedy = names.forwarder_with_timing(&network, &Endpoint::default(), &silent, TIMING);
+    let modest = names.forwarder_with_timing(&network, &Endpoint::default(), &host, TIMING);
+    for n in 0..100 {
+        greedy.handle_query(query(n, "a.example.", None), |_| {});
+    }
+    for _ in 0..5 {
+        assert_eq!(code(&ask(&modest, query(1, "a.example.", None)).await), ResponseCode::NoError);
+    }
+    // Whoever finds no socket is told at once.
+    let begun = Instant::now();
+    assert_eq!(code(&ask(&greedy, query(1, "a.example.", None)).await), ResponseCode::ServFail);
+    assert!(begun.elapsed() < TIMING.total);
+}
+
 /// A resolver over TCP whose answers have `addresses` addresses; one query for each connection.
 async fn tcp_resolver(addresses: u16) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -405,6 +425,27 @@ async fn nonsense_on_a_stream_ends_it() {
     let mut rest = Vec::new();
     timeout(PATIENCE, client.read_to_end(&mut rest)).await.unwrap().unwrap();
     assert_eq!(forwarder.0.names.stats().malformed, 1);
+}
+
+#[tokio::test]
+async fn answers_that_nobody_reads_are_bounded_over_all_streams() {
+    let forwarder = forwarder(&[]);
+    let mut streams: Vec<_> = (0..MAX_UNREAD / MAX_PIPELINED * 4).map(|_| stream(&forwarder)).collect();
+    // Nothing is read of what they are answered, and a socket holds only so much.
+    let asked = query(1, "localhost.", None);
+    let flood = async {
+        for stream in &mut streams {
+            for _ in 0..50_000 {
+                if timeout(Duration::from_millis(100), write_message(stream, &asked)).await.is_err() {
+                    break;
+                }
+            }
+        }
+    };
+    flood.await;
+    assert_eq!(forwarder.0.unread.available_permits(), 0);
+    assert!(forwarder.0.in_flight.available_permits() > 0, "datagrams are served");
+    assert_eq!(code(&ask(&forwarder, query(2, "localhost.", None)).await), ResponseCode::NoError);
 }
 
 #[tokio::test]

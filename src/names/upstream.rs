@@ -19,7 +19,9 @@
 //! ```
 //!
 //! A query waits for `MAX_ATTEMPTS` attempts at once, so that a sandbox that asks a lot while nobody answers does not
-//! use up the descriptors; the oldest is given up first. If nobody had a better answer, the first SERVFAIL (or its
+//! use up the descriptors; the oldest is given up first. All sandboxes' attempts together have a bounded number of sockets ([`Sockets`]), and
+//! nobody more than are left for the others; an attempt for which there is none fails like one for which there is no
+//! descriptor. If nobody had a better answer, the first SERVFAIL (or its
 //! like) is passed on as it came; with no answer at all we say SERVFAIL ourselves. NXDOMAIN is an answer like any
 //! other.
 //!
@@ -32,13 +34,14 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpSocket, UdpSocket};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, timeout_at};
 
@@ -89,6 +92,36 @@ pub struct Upstreams {
     servers: Mutex<Vec<Server>>,
     outbound: Outbound,
     timing: Timing,
+    sockets: Sockets,
+}
+
+/// The sockets with which all resolvers of all sandboxes are asked.
+#[derive(Clone, Debug)]
+pub struct Sockets {
+    /// A permit for each that there may be.
+    all: Arc<Semaphore>,
+    /// One reference for each that this sandbox has, and one more.
+    own: Arc<()>,
+}
+
+impl Sockets {
+    /// So many for everybody.
+    pub fn new(most: usize) -> Sockets {
+        Sockets { all: Arc::new(Semaphore::new(most)), own: Arc::default() }
+    }
+
+    /// The same sockets, for another sandbox.
+    pub fn for_another(&self) -> Sockets {
+        Sockets { all: Arc::clone(&self.all), own: Arc::default() }
+    }
+
+    /// May there be one more? For as long as what is given is kept.
+    fn take(&self) -> Option<(OwnedSemaphorePermit, Arc<()>)> {
+        let own = Arc::clone(&self.own);
+        let leaves_some = Arc::strong_count(&self.own) <= self.all.available_permits() + 1;
+        let permit = Arc::clone(&self.all).try_acquire_owned().ok().filter(|_| leaves_some)?;
+        Some((permit, own))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -99,9 +132,9 @@ struct Server {
 }
 
 impl Upstreams {
-    /// These servers, asked from this source.
-    pub fn new(servers: &[SocketAddr], outbound: Outbound, timing: Timing) -> Upstreams {
-        let upstreams = Upstreams { servers: Mutex::default(), outbound, timing };
+    /// These servers, asked from this source, with these sockets.
+    pub fn new(servers: &[SocketAddr], outbound: Outbound, timing: Timing, sockets: Sockets) -> Upstreams {
+        let upstreams = Upstreams { servers: Mutex::default(), outbound, timing, sockets };
         upstreams.replace(servers);
         upstreams
     }
@@ -138,7 +171,8 @@ impl Upstreams {
                 if !waiting.contains(&server) {
                     continue;
                 }
-                let attempt = attempt(server, query.clone(), transport, self.outbound.clone());
+                let socket = self.sockets.take();
+                let attempt = attempt(server, query.clone(), transport, self.outbound.clone(), socket);
                 silent.push_back(attempts.spawn(attempt));
                 if silent.len() > MAX_ATTEMPTS {
                     silent.pop_front().inspect(AbortHandle::abort);
@@ -226,7 +260,11 @@ async fn attempt(
     query: Query,
     transport: Transport,
     outbound: Outbound,
+    socket: Option<(OwnedSemaphorePermit, Arc<()>)>,
 ) -> (SocketAddr, io::Result<Vec<u8>>) {
+    let Some(_socket) = socket else {
+        return (server, Err(io::Error::from_raw_os_error(libc::EMFILE)));
+    };
     let answer = match transport {
         Transport::Udp => ask_in_datagrams(server, &query, &outbound).await,
         Transport::Tcp => match ask_tcp(server, &query, &outbound).await {
