@@ -8,11 +8,13 @@
 # takes far longer and runs at a fraction of the speed.
 #
 # The same seed each time; to look for new things, TAPLINE_FUZZ_SEED=0 takes another each time. (Where a run gets with
-# a seed still differs: hash tables and addresses are random.)
+# a seed still differs: hash tables and addresses are random.) Each target has one core, and as many run at a time as
+# there are cores, or TAPLINE_FUZZ_JOBS.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:?usage: scripts/fuzz.sh SECONDS [TARGET...]}
 shift
+at_once=${TAPLINE_FUZZ_JOBS:-$(nproc)}
 export CARGO_TERM_COLOR=never
 # The coverage flags are taken from a stable compiler too, when it is asked like this.
 export RUSTC_BOOTSTRAP=1
@@ -30,13 +32,14 @@ if [ ${#targets[@]} -eq 0 ]; then
 fi
 
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-failed=0
-for target in "${targets[@]}"; do
+trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$work"' EXIT
+
+# One target; its line goes to standard output, what it found to standard error.
+run() {
+    local target=$1 log=$work/$1.log runs coverage
     # New finds go into a directory of their own: the committed seeds stay as they are.
     mkdir -p "$work/$target" "fuzz/corpus/$target" "fuzz/artifacts/$target"
-    log=$work/$target.log
-    bound=(-max_total_time="$seconds")
+    local bound=(-max_total_time="$seconds")
     [ "$seconds" -gt 0 ] || bound=(-runs=0)
     if "fuzz/target/$triple/release/$target" "$work/$target" "fuzz/corpus/$target" \
         -seed="${TAPLINE_FUZZ_SEED:-1}" -artifact_prefix="fuzz/artifacts/$target/" "${bound[@]}" -max_len=8192 -timeout=20 \
@@ -46,14 +49,28 @@ for target in "${targets[@]}"; do
         if [ "${runs:-0}" -eq 0 ]; then
             printf '%-12s did not run\n' "$target"
             cat "$log" >&2
-            failed=1
-            continue
+            return 1
         fi
         printf '%-12s ok, %s executions, %s edges\n' "$target" "$runs" "$coverage"
     else
-        failed=1
         printf '%-12s FAILED\n' "$target"
         grep -vE '^#[0-9]+' "$log" | tail -n 60 >&2
+        return 1
     fi
+}
+
+failed=0
+running=0
+for target in "${targets[@]}"; do
+    if [ "$running" -ge "$at_once" ]; then
+        wait -n || failed=1
+        running=$((running - 1))
+    fi
+    run "$target" &
+    running=$((running + 1))
+done
+while [ "$running" -gt 0 ]; do
+    wait -n || failed=1
+    running=$((running - 1))
 done
 exit "$failed"

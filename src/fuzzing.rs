@@ -1,4 +1,5 @@
 //! What the fuzz targets (`fuzz/`) need of the inside. No part of the library's interface.
+use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -6,13 +7,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use crate::cli;
+use crate::compat::{oci, pasta, slirp4netns};
 use crate::control::api::{self, ApiState, SandboxInfo};
+use crate::control::gateway;
 use crate::control::messages::FromGateway;
 use crate::datapath::commands::{Command, CommandSender, FlowPage, Snapshot};
 use crate::datapath::port;
 use crate::gateway::link::Offload;
-use crate::names::Names;
-use crate::plan::{Endpoint, HostView, MacAddr, Network, Outbound, PRIVATE};
+use crate::names::{Names, upstream};
+use crate::plan::{Endpoint, HostView, Interface, MacAddr, Network, Outbound, PRIVATE};
 use crate::sys::vnet::VnetHeader;
 
 /// What a virtio-net header says of its frame of `length` bytes; `None` when it cannot be.
@@ -62,20 +66,108 @@ pub fn http_api(bytes: &[u8]) -> Vec<u8> {
         });
         let mut answered = Vec::new();
         let (mut reading, mut writing) = tokio::io::split(&mut client);
+        let write = async {
+            // It may be refused before all is written.
+            let _ = writing.write_all(bytes).await;
+            let _ = writing.shutdown().await;
+            std::future::pending().await
+        };
+        // What has come so far is the answer; has the connection ended?
+        let read = async {
+            let mut some = [0; 4096];
+            loop {
+                match timeout(QUIET, reading.read(&mut some)).await {
+                    // An error is an end as well.
+                    Ok(Ok(0) | Err(_)) => return true,
+                    Ok(Ok(count)) => answered.extend_from_slice(&some[..count]),
+                    // Behind `Connection: close` nothing more is read, so nobody notices that nothing more will come: a
+                    // stream of events goes on to who has asked for it until its next line finds nobody.
+                    Err(_) if answered.windows(HELLO.len()).any(|part| part == HELLO) => return false,
+                    Err(_) => {}
+                }
+            }
+        };
+        let ended = async {
+            tokio::select! {
+                ended = read => ended,
+                never = write => never,
+            }
+        };
+        if timeout(PATIENCE, ended).await.expect("a connection ends with its client") {
+            timeout(PATIENCE, served).await.expect("likewise").expect("a connection is served without a panic");
+        }
+        answered
+    })
+}
+
+/// A connection that has said nothing for so long says nothing now.
+const QUIET: Duration = Duration::from_millis(300);
+/// A connection that has not ended by then will not end.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// What a stream of events begins with.
+const HELLO: &[u8] = b"{\"event\":\"hello\"";
+
+/// Bytes of a sandbox's connection to the DNS address, with no resolver to ask. What was answered.
+///
+/// # Panics
+/// When the stream does not end though the sandbox has closed it.
+pub fn dns_stream(bytes: &[u8]) -> Vec<u8> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let names = Names::default();
+        let endpoint = Endpoint { id: SANDBOX.into(), name: "web".into(), ..Endpoint::default() };
+        let network =
+            Network { local_names: vec![("host.tapline.internal".into(), [10, 0, 2, 2].into())], ..network() };
+        let forwarder = names.forwarder(&network, &endpoint, &HostView::default());
+        let (client, stream) = std::os::unix::net::UnixStream::pair().expect("two sockets");
+        forwarder.handle_stream(stream);
+        client.set_nonblocking(true).expect("a socket of ours");
+        let (mut reading, mut writing) = tokio::net::UnixStream::from_std(client).expect("likewise").into_split();
+        let mut answered = Vec::new();
         let both = async {
             let write = async {
-                // It may be refused before all is written.
+                // What makes no sense ends the stream before all is written.
                 let _ = writing.write_all(bytes).await;
                 let _ = writing.shutdown().await;
             };
-            // An error is an end as well.
             let read = async { drop(reading.read_to_end(&mut answered).await) };
             tokio::join!(write, read);
-            served.await.expect("a connection is served without a panic");
         };
-        timeout(Duration::from_secs(5), both).await.expect("a connection ends with its client");
+        timeout(PATIENCE, both).await.expect("a stream ends with its sandbox");
         answered
     })
+}
+
+/// A message on a stream, as a resolver sends it, however it is cut. `None` for one that is not whole.
+pub fn dns_message(bytes: &[u8], cut: usize) -> Option<Vec<u8>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let (first, second) = bytes.split_at(cut.min(bytes.len()));
+    runtime.block_on(async { upstream::read_message(&mut first.chain(second)).await.ok().flatten() })
+}
+
+/// The words that a configuration file adds to those of a subcommand, or what is said of it.
+pub fn config_file(text: &str, verb: &str) -> Result<Vec<OsString>, String> {
+    cli::config::words_of(text, verb).map_err(|error| format!("{error:#}"))
+}
+
+/// The words that a container's annotations are for `attach`, or what is said of them.
+pub fn annotations(state: &oci::State) -> Result<Option<Vec<OsString>>, String> {
+    cli::oci_hook::words_of(state)
+}
+
+/// The network and the interface that the words of slirp4netns' command line mean.
+pub fn slirp4netns(words: Vec<OsString>) -> Result<Option<(Network, Interface)>, String> {
+    slirp4netns::network_of(words)
+}
+
+/// The same for pasta's.
+pub fn pasta(words: Vec<OsString>) -> Result<(Network, Interface), String> {
+    pasta::fuzzing::network_of(words)
+}
+
+/// Would a gateway take this network?
+pub fn check_network(network: &Network, endpoint: &Endpoint) -> Result<(), String> {
+    gateway::sense::check_network(network, endpoint)
 }
 
 const SANDBOX: &str = "0123456789ab";
@@ -117,6 +209,7 @@ mod tests {
             &b""[..],
             b"GET /v1/eve",
             b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"GET /v1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\nGET /",
             b"GET /v1/counters HTTP/1.1\r\nHost: x\r\n\r\nGET /v1/flows HTTP/1.1\r\nHost: x\r\n\r\n",
             b"DELETE /v1/sandboxes/web/ports?spec=80 HTTP/1.1\r\nHost: x\r\n\r\n",
         ] {

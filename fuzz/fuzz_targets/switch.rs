@@ -14,6 +14,7 @@ use tapline::gateway::Gateway;
 use tapline::gateway::link::{Link, Offload, PortId};
 use tapline::plan::{Endpoint, Expose, HostView, MacAddr, PortRange, Protocol, SandboxLink, Sharing};
 use tapline::sys::vnet::VnetHeader;
+use tapline_fuzz::frame::Rules;
 use tapline_fuzz::{GATEWAY_V4, Sockets, frame, network, place};
 
 const MTU: u16 = 1500;
@@ -95,7 +96,8 @@ impl Link for Answers {
     fn transmit<R>(&mut self, port: PortId, offload: Offload, len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
         let mut bytes = vec![0xaa; len];
         let result = fill(&mut bytes);
-        frame::check(&bytes, &offload, MTU.into());
+        let rules = Rules { mtu: MTU.into(), mac: MacAddr::from_ipv4(GATEWAY_V4), sources: None, own: Vec::new() };
+        frame::check(&bytes, &offload, &rules);
         let to = MacAddr(std::array::from_fn(|i| bytes[i]));
         assert!(to == mac(port) || to.is_group(), "a frame for somebody else");
         assert!(self.to.is_none_or(|to| to == port), "an answer to somebody who has not asked");

@@ -2,13 +2,13 @@
 //! four-tuples, numbers near the right ones. Bytes carry a pattern, so
 //! that one in the wrong place is seen on either side.
 #![no_main]
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use tapline::gateway::link::{Gso, Offload, TcpId};
-use tapline_fuzz::{DNS_V6, GATEWAY_V4, OUTSIDE_V4, OUTSIDE_V6, World, frame, host_error, pattern, sandbox};
+use tapline_fuzz::{CLIENT_V4, DNS_V6, GATEWAY_V4, OUTSIDE_V4, OUTSIDE_V6, World, frame, host_error, pattern, sandbox};
 
 const SLOTS: usize = 6;
 /// These begin in the sandbox, the others outside.
@@ -18,7 +18,7 @@ const FAR_SIDES: [(IpAddr, u16); SLOTS] = [
     (IpAddr::V6(OUTSIDE_V6), 443),
     (IpAddr::V4(GATEWAY_V4), 8080),
     (IpAddr::V6(DNS_V6), 53),
-    (IpAddr::V4(Ipv4Addr::new(10, 0, 2, 50)), 9000),
+    (IpAddr::V4(CLIENT_V4), 9000),
     (IpAddr::V6(OUTSIDE_V6), 9000),
 ];
 const FIN: u8 = 1;

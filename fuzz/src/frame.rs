@@ -65,10 +65,22 @@ pub fn mend_ipv4(packet: &mut [u8]) {
     packet[10..12].copy_from_slice(&sum.to_be_bytes());
 }
 
-/// Is this a frame that a kernel would take, and that says the truth about itself?
-pub fn check(frame: &[u8], offload: &Offload, mtu: usize) {
+/// What frames of a gateway must keep to.
+pub struct Rules {
+    pub mtu: usize,
+    /// The gateway's Ethernet address.
+    pub mac: MacAddr,
+    /// Who may be named as the sender of an IP packet; `None` for anybody but the sandbox itself.
+    pub sources: Option<Vec<IpAddr>>,
+    /// The sandbox's own addresses, as nobody else may call themselves.
+    pub own: Vec<IpAddr>,
+}
+
+/// Is this a frame that a kernel would take, that says the truth about itself, and comes from somebody who may send it?
+pub fn check(frame: &[u8], offload: &Offload, rules: &Rules) {
+    let mtu = rules.mtu;
     assert!(frame.len() >= ETHERNET && frame.len() <= ETHERNET + 65_575);
-    assert_eq!(frame[6..12], MacAddr::from_ipv4(GATEWAY_V4).0);
+    assert_eq!(frame[6..12], rules.mac.0);
     assert!(!offload.csum_valid);
     if offload.gso == Gso::None {
         assert!(frame.len() <= ETHERNET + mtu, "{} bytes at an MTU of {mtu}", frame.len());
@@ -84,6 +96,7 @@ pub fn check(frame: &[u8], offload: &Offload, mtu: usize) {
             let header = ip.header();
             assert_eq!(usize::from(header.total_len()), bytes.len());
             assert_eq!(header.header_checksum(), header.to_header().calc_header_checksum());
+            assert!(header.ttl() > 0);
             let payload = ip.payload();
             (
                 header.source_addr().into(),
@@ -95,6 +108,7 @@ pub fn check(frame: &[u8], offload: &Offload, mtu: usize) {
         }
         Some(NetSlice::Ipv6(ip)) => {
             assert_eq!(usize::from(ip.header().payload_length()) + 40, bytes.len());
+            assert!(ip.header().hop_limit() > 0);
             let payload = ip.payload();
             (
                 ip.header().source_addr().into(),
@@ -104,13 +118,16 @@ pub fn check(frame: &[u8], offload: &Offload, mtu: usize) {
                 ip.is_payload_fragmented(),
             )
         }
-        Some(NetSlice::Arp(_)) => {
+        Some(NetSlice::Arp(arp)) => {
             assert_eq!(*offload, Offload::default());
+            assert_eq!(arp.sender_hw_addr(), rules.mac.0);
             return;
         }
         None => panic!("neither ARP nor IP"),
     };
     assert!(!src.is_multicast() && !src.is_unspecified());
+    assert!(!rules.own.contains(&src), "in the name of the sandbox itself");
+    assert!(rules.sources.as_ref().is_none_or(|all| all.contains(&src)), "from {src}, who is nobody");
     if is_fragment {
         assert!(!offload.needs_csum && offload.gso == Gso::None);
         return;

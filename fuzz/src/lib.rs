@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use frame::Rules;
 use tapline::gateway::Gateway;
 use tapline::gateway::icmp::IcmpError;
 use tapline::gateway::link::{
@@ -27,6 +28,8 @@ pub const DNS_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 pub const DNS_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 3);
 pub const OUTSIDE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
 pub const OUTSIDE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9);
+/// Somebody on the sandbox's segment.
+pub const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 50);
 const HOST_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 
 /// Most turns of the pump, or of the clock standing still, before something is taken to go on for ever.
@@ -142,7 +145,7 @@ pub struct Frames {
     pub sent: Vec<(Offload, Vec<u8>)>,
     pub full: bool,
     pub super_datagrams: bool,
-    mtu: usize,
+    pub rules: Rules,
 }
 
 impl Link for Frames {
@@ -159,7 +162,7 @@ impl Link for Frames {
         assert_eq!(port, PORT);
         let mut bytes = vec![0xaa; len];
         let result = fill(&mut bytes);
-        frame::check(&bytes, &offload, self.mtu);
+        frame::check(&bytes, &offload, &self.rules);
         self.sent.push((offload, bytes));
         result
     }
@@ -234,13 +237,22 @@ pub struct Sockets {
     pub clients: HashSet<(ReplyPath, SocketAddr)>,
     /// What the next send fails with.
     pub fail: Option<HostError>,
+    /// The host's loopback may be written to, and groups.
+    pub open: bool,
     udp_closed: HashSet<UdpId>,
     echo_closed: HashSet<EchoId>,
 }
 
+impl Sockets {
+    /// Nobody sends there.
+    fn check(&self, to: IpAddr) {
+        assert!(!to.is_unspecified() && (self.open || !(to.is_loopback() || to.is_multicast())), "to {to}");
+    }
+}
+
 impl Host for Sockets {
     fn tcp_connect(&mut self, flow: TcpId, to: SocketAddr, hop_limit: Option<u8>) {
-        assert!(!to.ip().is_loopback() && !to.ip().is_unspecified() && !to.ip().is_multicast());
+        self.check(to.ip());
         assert_ne!(hop_limit, Some(0));
         self.connecting.push(flow);
     }
@@ -261,7 +273,8 @@ impl Host for Sockets {
 
     fn udp_send(&mut self, flow: UdpId, to: SocketAddr, datagram: Datagram<'_>) -> Result<(), HostError> {
         assert!(!self.udp_closed.contains(&flow));
-        assert!(to.port() != 0 && !to.ip().is_loopback() && !to.ip().is_unspecified() && !to.ip().is_multicast());
+        assert!(to.port() != 0);
+        self.check(to.ip());
         assert!(datagram.hop_limit > 0);
         assert!(datagram.segment == 0 || usize::from(datagram.segment) < datagram.payload.len());
         self.udp.push((flow, to));
@@ -281,7 +294,7 @@ impl Host for Sockets {
 
     fn echo_send(&mut self, flow: EchoId, to: IpAddr, sequence: u16, _: Datagram<'_>) -> Result<(), HostError> {
         assert!(!self.echo_closed.contains(&flow));
-        assert!(!to.is_loopback() && !to.is_unspecified() && !to.is_multicast());
+        self.check(to);
         self.echo.push((flow, sequence));
         self.fail.take().map_or(Ok(()), Err)
     }
@@ -309,14 +322,80 @@ impl World {
         World::with(network(mtu))
     }
 
+    /// On a network whose addresses are those of [`network`].
     pub fn with(network: Network) -> World {
+        let mut world = World::of(network, endpoint());
+        let own = [GATEWAY_V4.into(), DNS_V4.into(), MacAddr::from_ipv4(GATEWAY_V4).link_local().into()];
+        world.link.rules.sources = Some(PLACES.into_iter().chain(own).chain([CLIENT_V4.into()]).collect());
+        world
+    }
+
+    /// On any network at all.
+    pub fn of(network: Network, endpoint: Endpoint) -> World {
         let now = Instant::now();
-        let mtu = usize::from(network.mtu);
+        let own = [endpoint.v4.map(IpAddr::V4), endpoint.v6.map(IpAddr::V6)].into_iter().flatten();
+        // Another tool's command line may give both the same address, and then each has what was asked for.
+        let own = own.filter(|ip| !network.is_gateway(*ip) && !network.is_dns(*ip)).collect();
+        let rules = Rules { mtu: network.mtu.into(), mac: network.gateway_mac, sources: None, own };
         let view = HostView { v4: Some(HOST_V4), ..HostView::default() };
+        let open = network.host_loopback_allowed || network.behaviour.mapping.is_some();
         let mut gateway = Gateway::new(now, network, view);
-        gateway.add_port(PORT, endpoint());
-        let link = Frames { sent: Vec::new(), full: false, super_datagrams: true, mtu };
-        World { now, gateway, host: Sockets::default(), link }
+        gateway.add_port(PORT, endpoint);
+        let link = Frames { sent: Vec::new(), full: false, super_datagrams: true, rules };
+        World { now, gateway, host: Sockets { open, ..Sockets::default() }, link }
+    }
+
+    /// What every sandbox says first, whatever its network is: that it is there, who is there, and a little to each
+    /// of [`PLACES`].
+    pub fn greet(&mut self) {
+        let network = self.gateway.network();
+        let (mac, v4, v6) = (network.gateway_mac, network.v4, network.v6);
+        let Some(endpoint) = self.gateway.endpoint(PORT) else { return };
+        let (own, own4, own6) = (endpoint.mac, endpoint.v4, endpoint.v6);
+        let to = |kind: u16, packet: &[u8]| [&mac.0[..], &own.0, &kind.to_be_bytes(), packet].concat();
+        if let (Some(layout), Some(ip)) = (v4, own4) {
+            let ask = [&[0, 1, 8, 0, 6, 4, 0, 1], &own.0[..], &ip.octets(), &[0; 6], &layout.gateway.octets()].concat();
+            self.frame(Offload::default(), &to(frame::ARP, &ask));
+        }
+        // RFC 2131: DHCPDISCOVER; RFC 4861: a router solicitation.
+        let mut discover = vec![0; 236];
+        discover[..3].copy_from_slice(&[1, 1, 6]);
+        discover[28..34].copy_from_slice(&own.0);
+        discover.extend_from_slice(&[99, 130, 83, 99, 53, 1, 1, 255]);
+        self.datagram(&to, Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::BROADCAST.into(), (68, 67), &discover);
+        let routers = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
+        self.upper(&to, own.link_local().into(), routers.into(), 58, &[133, 0, 0, 0, 0, 0, 0, 0]);
+        let gateways = [v4.map(|l| IpAddr::V4(l.gateway)), v6.map(|l| IpAddr::V6(l.gateway))];
+        for dst in PLACES.into_iter().chain(gateways.into_iter().flatten()) {
+            let Some(src) = (if dst.is_ipv4() { own4.map(IpAddr::V4) } else { own6.map(IpAddr::V6) }) else { continue };
+            self.datagram(&to, src, dst, (40_000, 9), &[0x5a; 1000]);
+            let syn = [156, 64, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 255, 255, 0, 0, 0, 0];
+            self.upper(&to, src, dst, 6, &syn);
+            let echo = if dst.is_ipv4() { (1, 8) } else { (58, 128) };
+            self.upper(&to, src, dst, echo.0, &[&[echo.1, 0, 0, 0, 0, 7, 0, 1], &[9; 56][..]].concat());
+        }
+        while !self.host.connecting.is_empty() {
+            self.outcome(0, Err(HostError::Refused), None);
+        }
+    }
+
+    fn datagram(
+        &mut self,
+        to: &impl Fn(u16, &[u8]) -> Vec<u8>,
+        src: IpAddr,
+        dst: IpAddr,
+        ports: (u16, u16),
+        payload: &[u8],
+    ) {
+        let length = (8 + payload.len() as u16).to_be_bytes();
+        let udp = [&ports.0.to_be_bytes()[..], &ports.1.to_be_bytes(), &length, &[0, 0], payload].concat();
+        self.upper(to, src, dst, 17, &udp);
+    }
+
+    fn upper(&mut self, to: &impl Fn(u16, &[u8]) -> Vec<u8>, src: IpAddr, dst: IpAddr, protocol: u8, payload: &[u8]) {
+        let packet = frame::ip(src, dst, protocol, 255, payload);
+        let kind = if src.is_ipv4() { frame::IPV4 } else { frame::IPV6 };
+        self.frame(Offload { csum_valid: true, ..Offload::default() }, &to(kind, &packet[frame::ETHERNET..]));
     }
 
     /// The sandbox sends a frame.

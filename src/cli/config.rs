@@ -99,6 +99,12 @@ pub fn keys(verb: &Command) -> impl Iterator<Item = &str> {
     verb.get_arguments().filter_map(|arg| arg.get_long()).filter(|key| !NOT_IN_FILE.contains(key))
 }
 
+/// The words that a file with this text adds to a subcommand's. For the fuzz target.
+pub fn words_of(text: &str, verb: &str) -> Result<Vec<OsString>> {
+    let entries = read(Path::new("config.toml"), text, verb, &super::command())?;
+    Ok(entries.into_iter().flat_map(|entry| entry.words).collect())
+}
+
 /// Reads and checks the whole file; the entries for `verb`.
 fn read(path: &Path, text: &str, verb: &str, description: &Command) -> Result<Vec<Entry>> {
     let at = |offset: usize| {

@@ -25,7 +25,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 mod attach;
 mod completions;
-mod config;
+pub(crate) mod config;
 mod document;
 mod dry_run;
 mod error;
@@ -36,7 +36,7 @@ mod link_as;
 mod man;
 mod net_options;
 mod network;
-mod oci_hook;
+pub(crate) mod oci_hook;
 mod options;
 mod output;
 mod pages;

@@ -151,6 +151,15 @@ fn chosen(state: &State, description: &Command) -> Result<Option<Chosen>, Failur
     Ok(Some(chosen))
 }
 
+/// The options of `attach` that a container's annotations choose, or why they cannot be had. For the fuzz target.
+pub fn words_of(state: &State) -> Result<Option<Vec<OsString>>, String> {
+    match chosen(state, &super::command()) {
+        Ok(chosen) => Ok(chosen.map(|chosen| chosen.words)),
+        Err(Failure::Usage(_, text)) => Err(text),
+        Err(other) => Err(format!("{other:?}")),
+    }
+}
+
 /// The option that a key means, by its name or another that help shows.
 fn option<'c>(verb: &'c Command, key: &str) -> Option<(&'c str, &'c Arg)> {
     let is_alias = |arg: &&Arg| arg.get_visible_aliases().is_some_and(|all| all.contains(&key));

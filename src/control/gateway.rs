@@ -46,7 +46,7 @@ mod check;
 mod hub;
 mod mouth;
 mod ports;
-mod sense;
+pub(crate) mod sense;
 
 /// How long the worker may take to close its flows when the sandbox has ended.
 pub const GRACE: Duration = Duration::from_millis(100);

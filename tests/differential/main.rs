@@ -13,6 +13,7 @@ use opinions::{
     SANDBOX_V4, SANDBOX_V6, hex,
 };
 
+const SMOLTCP_LOOKS_AT_CHECKSUMS: bool = true;
 const SEED: u64 = 20_261_121;
 const PACKETS: u64 = 100_000;
 /// A gateway sees so many, so that its tables do not fill.

@@ -19,7 +19,7 @@ const NOBODY: &str = "nobody";
 /// Its ids where there is no such user.
 const NOBODY_ID: u32 = 65534;
 /// The ports that the kernel gives to clients, where it does not say (ip(7)).
-const EPHEMERAL: PortRange = PortRange { first: 32768, last: 60999 };
+pub const EPHEMERAL: PortRange = PortRange { first: 32768, last: 60999 };
 
 /// Look at everything that a plan needs.
 pub fn facts() -> Result<Facts, NetlinkError> {

@@ -39,6 +39,7 @@ use crate::plan::{self, Target, Userns};
 use crate::sandbox::{self, Ended, SandboxError};
 use crate::sys::proc;
 
+pub(crate) mod fuzzing;
 mod host;
 mod meaning;
 mod options;

@@ -13,7 +13,7 @@
 //!   so that a shell sees 143 after SIGTERM. Everything else is 1, with a sentence on standard error.
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{IntoRawFd, RawFd};
 use std::process::ExitCode;
 
@@ -21,7 +21,7 @@ use nix::ifaddrs::getifaddrs;
 
 use self::options::{Interfaces, Mistake, Options, Wanted};
 use crate::observe::logging;
-use crate::plan::Attach;
+use crate::plan::{Attach, Interface, Network};
 use crate::sandbox::{self, Ended, SandboxError};
 use crate::sys::{proc, random};
 
@@ -53,6 +53,29 @@ pub fn main(mut words: Vec<OsString>) -> ExitCode {
     }
     say(&said);
     ExitCode::SUCCESS
+}
+
+/// The network and the interface that words behind the program's name ask for, on a host with one interface; a
+/// mistake's sentence. `None` where there is nothing to be done but to say something. For the fuzz target.
+pub(crate) fn network_of(words: Vec<OsString>) -> Result<Option<(Network, Interface)>, String> {
+    struct OneInterface;
+    impl Interfaces for OneInterface {
+        fn addresses(&self, name: &str) -> Vec<IpAddr> {
+            let all = [IpAddr::from([192, 0, 2, 7]), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7).into()];
+            if name == "eth0" { all.to_vec() } else { Vec::new() }
+        }
+    }
+    match options::read("slirp4netns".as_ref(), words, &OneInterface, &mut String::new()) {
+        Ok(Wanted::Network(options)) => {
+            let plan = plan::plan(&options, "0123456789ab".to_owned());
+            Ok(plan.map(|plan| (plan.network, plan.interface)))
+        }
+        Ok(Wanted::Help | Wanted::Version) => Ok(None),
+        Err(Mistake { reason, usage }) => match reason {
+            None if usage => Ok(None),
+            reason => Err(reason.unwrap_or_default()),
+        },
+    }
 }
 
 fn serve(mut options: Options) -> ExitCode {
