@@ -33,6 +33,7 @@ impl PsArgs {
         let mut sandboxes = StateDir::open()?.list()?;
         sandboxes.sort_by(|a, b| (a.since, &a.name).cmp(&(b.since, &b.name)));
         let text = match self.format {
+            #[expect(clippy::disallowed_methods, reason = "ages are shown against the time of day at the start")]
             Format::Table => table(&sandboxes, SystemTime::now()),
             Format::Json => json(&sandboxes).map_err(anyhow::Error::from)?,
         };

@@ -351,6 +351,7 @@ impl Networks {
             Err(error) => return Err(failed("remove", path)(error)),
         }
         sync(dir)?;
+        self.states.forget_claims(&claims_of(&name));
         Ok(name)
     }
 
@@ -509,6 +510,7 @@ impl Networks {
             dns: draft.dns.clone(),
             dns_search: draft.dns_search.clone(),
             labels: draft.labels.clone(),
+            #[expect(clippy::disallowed_methods, reason = "shown, not waited for")]
             created: since_1970(SystemTime::now()),
         };
         definition.check()?;
@@ -799,7 +801,7 @@ impl<'d> Choice<'d> {
     }
 
     fn check_free(&self, kind: &str, address: &str) -> Result<()> {
-        match self.locked.holder(&format!("{}/{kind}/{address}", claims_of(&self.definition.name))) {
+        match self.locked.holder(&format!("{}/{kind}/{address}", claims_of(&self.definition.name)))? {
             None => Ok(()),
             Some(by) => {
                 Err(NetworkError::Taken { address: address.to_owned(), network: self.definition.name.clone(), by })

@@ -205,7 +205,7 @@ impl StateDir {
         let locked = self.lock()?;
         locked.sweep();
         let claim = claims::of_name(name);
-        if let Some(holder) = locked.holder(&claim) {
+        if let Some(holder) = locked.holder(&claim)? {
             return Err(StateError::NameTaken { name: name.to_owned(), id: holder.id });
         }
         if self.existing_bases().any(|base| is_held(&entry_of(&base, id).join("lock"))) {
@@ -440,6 +440,7 @@ impl Drop for Registration {
 }
 
 /// Seconds since 1970.
+#[expect(clippy::disallowed_methods, reason = "shown, not waited for")]
 fn now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

@@ -117,6 +117,7 @@ pub struct LogWriter {
 }
 
 impl Write for LogWriter {
+    #[expect(clippy::disallowed_methods, reason = "log files have the time of day")]
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
         let line = [date::rfc3339(now).as_bytes(), b" ", event].concat();

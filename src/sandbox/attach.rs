@@ -678,6 +678,7 @@ fn state_of(plan: &plan::Attach) -> SandboxState {
         mode: plan.mode,
         v4: None,
         v6: None,
+        #[expect(clippy::disallowed_methods, reason = "shown, not waited for")]
         since: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs(),
         command,
         endpoints: Vec::new(),

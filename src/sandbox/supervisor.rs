@@ -182,6 +182,7 @@ fn state_of(plan: &Run) -> SandboxState {
         mode: plan.mode,
         v4: None,
         v6: None,
+        #[expect(clippy::disallowed_methods, reason = "shown, not waited for")]
         since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         command: plan.command.iter().map(|w| w.to_string_lossy().into_owned()).collect(),
         endpoints: Vec::new(),

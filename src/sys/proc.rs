@@ -12,10 +12,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal};
 use nix::unistd::{ForkResult, Pid};
 
 /// On which side of a fork this is.
@@ -296,7 +297,7 @@ pub fn die_of(signal: i32) -> ! {
         let mut only = SigSet::empty();
         only.add(signal);
         // SAFETY: the default disposition runs no code of ours.
-        let _ = unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) };
+        let _ = unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) };
         let _ = nix::sys::signal::sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&only), None);
         let _ = nix::sys::signal::raise(signal);
     }
@@ -359,11 +360,28 @@ pub fn raise_descriptor_limit() -> io::Result<()> {
     Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }
 
+/// SIGXFSZ was not ignored before [`survive_file_limit`].
+static FILE_LIMIT_ENDS: AtomicBool = AtomicBool::new(false);
+
+/// From now on a file that may not grow further (RLIMIT_FSIZE) is an error of write(2), of which the person can be told,
+/// and not the end by SIGXFSZ without a word.
+pub fn survive_file_limit() {
+    if !is_ignored(Signal::SIGXFSZ) {
+        // SAFETY: an ignored signal runs no code of ours.
+        let ignored = unsafe { nix::sys::signal::signal(Signal::SIGXFSZ, SigHandler::SigIgn) };
+        FILE_LIMIT_ENDS.store(ignored.is_ok(), Ordering::Relaxed);
+    }
+}
+
 /// Signal dispositions as a fresh program expects them, and the given mask: the last thing before an exec. The
-/// Rust runtime ignores SIGPIPE, which an exec would hand on.
+/// Rust runtime ignores SIGPIPE, and we SIGXFSZ, which an exec would hand on.
 pub fn restore_signals(mask: &SigSet) -> io::Result<()> {
     // SAFETY: setting a disposition to the default runs no code of ours.
-    unsafe { nix::sys::signal::signal(Signal::SIGPIPE, nix::sys::signal::SigHandler::SigDfl) }?;
+    unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
+    if FILE_LIMIT_ENDS.load(Ordering::Relaxed) {
+        // SAFETY: as above.
+        unsafe { nix::sys::signal::signal(Signal::SIGXFSZ, SigHandler::SigDfl) }?;
+    }
     nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None)?;
     Ok(())
 }

@@ -52,10 +52,10 @@ class Traces:
         root = Path(self.place.environment["XDG_RUNTIME_DIR"])
         found = set()
         for path in root.rglob("*"):
-            # Somebody may be at it.
-            with contextlib.suppress(OSError):
-                if not path.is_dir() or path.parent.name == "sandboxes":
-                    found.add(str(path.relative_to(root)))
+            name = str(path.relative_to(root))
+            # What is made once and kept, whatever becomes of those who used it.
+            if not name.endswith(("/names", "/networks")) and "/networks/bridge" not in name:
+                found.add(name)
         return found
 
     def more(self, files):

@@ -110,6 +110,7 @@ struct Line<T> {
     time: f64,
 }
 
+#[expect(clippy::disallowed_methods, reason = "events have the time of day")]
 fn line(event: impl Serialize) -> Vec<u8> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let time = since.as_millis() as f64 / 1000.0;

@@ -111,9 +111,20 @@ impl Locked {
         Ok(found)
     }
 
-    /// Who has this claim.
-    pub fn holder(&self, claim: &str) -> Option<Holder> {
-        self.all.iter().find_map(|base| holder(&base.join(claim)))
+    /// Who has this claim. An error where that cannot be found out because this process may open no more files: it would
+    /// look like somebody else's.
+    pub fn holder(&self, claim: &str) -> Result<Option<Holder>> {
+        for path in self.all.iter().map(|base| base.join(claim)) {
+            if let Some(holder) = holder(&path) {
+                return match File::open(&path) {
+                    Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                        Err(failed("open", path)(error))
+                    }
+                    _ => Ok(Some(holder)),
+                };
+            }
+        }
+        Ok(None)
     }
 
     /// Looks at a few entries, and takes those away whose supervisor is dead: so leftovers do not pile up where nobody
@@ -165,6 +176,21 @@ impl StateDir {
         found.dedup();
         found
     }
+
+    /// Takes away a directory of directories of claims that nobody will make any in, with the claims of the dead. Where
+    /// that fails it stays, and is no harm.
+    pub fn forget_claims(&self, directory: &str) {
+        for base in self.existing_bases() {
+            let Ok(locked) = Locked::new(self, base.clone()) else { continue };
+            let kinds = fs::read_dir(base.join(directory)).into_iter().flatten().flatten();
+            for kind in kinds.filter_map(|kind| kind.file_name().into_string().ok()) {
+                let below = format!("{directory}/{kind}");
+                let _ = locked.living(&below);
+                let _ = fs::remove_dir(base.join(below));
+            }
+            let _ = fs::remove_dir(base.join(directory));
+        }
+    }
 }
 
 impl Registration {
@@ -188,7 +214,7 @@ impl Registration {
 
     /// Make a claim; when another sandbox has it already, who.
     pub fn claim(&mut self, locked: &Locked, claim: &str) -> Result<Option<Holder>> {
-        if let Some(holder) = locked.holder(claim).filter(|holder| holder.id != self.last.id) {
+        if let Some(holder) = locked.holder(claim)?.filter(|holder| holder.id != self.last.id) {
             return Ok(Some(holder));
         }
         let path = locked.base.join(claim);

@@ -19,6 +19,7 @@ use crate::plan::{Endpoint, HostView, MacAddr};
 
 const PORT: PortId = PortId(1);
 
+mod asleep;
 mod bounds;
 mod inbound;
 
