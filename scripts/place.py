@@ -107,12 +107,10 @@ class World(interop.Lab):
         return [str(path) for path in files if path.name not in stays or path.parent.parent.name != "tapline"]
 
 
-def pss_kib(pid):
-    """Memory of a process in KiB, what it shares counted in part."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1])
-    return 0
+def memory_kib(pid):
+    """Memory of a process in KiB that is its own doing: without the pages of the program's file, whose cost depends on who else runs it."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
 
 
 def descriptors(pid):

@@ -28,7 +28,7 @@ import sys
 import time
 from pathlib import Path
 
-from place import World, descriptors, enter, pss_kib, sockets
+from place import World, descriptors, enter, memory_kib, sockets
 from lab import FAR4, FAR6, HOST4, HOST6, wait_until
 from soakpeer import CLIENT_RESETS, FATES, REFUSED, SERVER_RESETS
 
@@ -172,7 +172,7 @@ class Soak:
         for pid, what in sorted(self.place.of_tapline().items()):
             count[what] = count.get(what, 0) + 1
             hidden = what != "supervisor" and not self.place.sees_all
-            found[f"{what} {count[what]}" if what != "gateway" else what] = (0, 0) if hidden else (descriptors(pid), pss_kib(pid))
+            found[f"{what} {count[what]}" if what != "gateway" else what] = (0, 0) if hidden else (descriptors(pid), memory_kib(pid))
         return found
 
     def compare(self, before, after):
@@ -188,7 +188,7 @@ class Soak:
             elif was != (0, 0):
                 slack = SLACK_FDS.get(what, 0)
                 self.row(f"{what}: descriptors", str(now[0]), f"at most {was[0]} + {slack}", now[0] <= was[0] + slack)
-                self.row(f"{what}: memory (PSS)", f"{now[1]:,} KiB", f"at most {was[1]:,} + {SLACK_KIB:,}", now[1] <= was[1] + SLACK_KIB)
+                self.row(f"{what}: memory of its own", f"{now[1]:,} KiB", f"at most {was[1]:,} + {SLACK_KIB:,}", now[1] <= was[1] + SLACK_KIB)
 
     def settle(self, before):
         """Wait until the sockets are as before, or have had their time; how everything is then."""
@@ -251,7 +251,7 @@ def main():
         after = soak.settle(before)
         soak.row("seconds until the sockets were those of the start", f"{time.monotonic() - begun:.0f}")
         if place.sees_all:
-            soak.row("gateway: descriptors and KiB (PSS): at the start / just after the load", " / ".join(f"{found['gateway'][0]}, {found['gateway'][1]:,}" for found in (before, at_the_end)))
+            soak.row("gateway: descriptors and KiB: at the start / just after the load", " / ".join(f"{found['gateway'][0]}, {found['gateway'][1]:,}" for found in (before, at_the_end)))
         soak.compare(before, after)
         soak.end(others)
     finally:
