@@ -60,7 +60,7 @@ const WATCH: Duration = Duration::from_micros(20);
 /// Most dirty flows pumped in one round.
 const PUMP_BUDGET: usize = 256;
 /// After this long in one round no further flow is pumped.
-const PUMP_TIME: Duration = Duration::from_millis(1);
+const PUMP_TIME: Duration = Duration::from_micros(500);
 /// Most datagrams taken from a socket in one round.
 const DATAGRAM_BUDGET: usize = 64;
 /// Events taken in one wait.
