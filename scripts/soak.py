@@ -36,7 +36,8 @@ PEER = Path(__file__).resolve().with_name("soakpeer.py")
 INSIDE, PUBLISHED = 7000, {"a": 8100, "b": 8200}
 ADDRESSES = {"a": ["10.88.0.10", "fd88::10"], "b": ["10.88.0.11", "fd88::11"]}
 # Memory of one process may be greater than at the start by this: buffers and tables that are kept for the next time.
-SLACK_KIB = 4096
+SLACK_KIB = {"gateway": 4096}
+SLACK_KIB_OF_OTHERS = 256
 # Descriptors that a gateway may hold beyond those at the start: for either sandbox and each of four kinds a stock of up to 39
 # sockets made inside (publish::inside), and four spare pipes for each worker. Nobody else keeps any.
 SLACK_FDS = {"gateway": 2 * 4 * 39 + 8}
@@ -186,9 +187,9 @@ class Soak:
                 show = lambda counts: " ".join(str(counts[kind]) for kind in counts)
                 self.row(f"{what} ({', '.join(was)})", show(now), f"as before: {show(was)}", now == was)
             elif was != (0, 0):
-                slack = SLACK_FDS.get(what, 0)
+                slack, kib = SLACK_FDS.get(what, 0), SLACK_KIB.get(what, SLACK_KIB_OF_OTHERS)
                 self.row(f"{what}: descriptors", str(now[0]), f"at most {was[0]} + {slack}", now[0] <= was[0] + slack)
-                self.row(f"{what}: memory of its own", f"{now[1]:,} KiB", f"at most {was[1]:,} + {SLACK_KIB:,}", now[1] <= was[1] + SLACK_KIB)
+                self.row(f"{what}: memory of its own", f"{now[1]:,} KiB", f"at most {was[1]:,} + {kib:,}", now[1] <= was[1] + kib)
 
     def settle(self, before):
         """Wait until the sockets are as before, or have had their time; how everything is then."""

@@ -44,12 +44,12 @@ def stream(seed, position, length):
 async def send(writer, seed, count, seconds, most):
     """Send so many bytes, in so many seconds; but no more than `most` of them."""
     chunks = -(-count // CHUNK)
-    pauses = min(chunks, 20)
+    every = -(-chunks // 20)
     for number in range(chunks):
         if number * CHUNK >= most:
             break
-        if seconds and number % max(1, chunks // pauses) == 0:
-            await asyncio.sleep(seconds / pauses)
+        if seconds and number % every == 0:
+            await asyncio.sleep(seconds / -(-chunks // every))
         at = number * CHUNK
         writer.write(stream(seed, at, min(CHUNK, count - at, most - at)))
         await writer.drain()
@@ -82,10 +82,12 @@ class Side:
         self.mine, self.theirs = (up, down) if is_client else (down, up)
         self.my_seed, self.their_seed = (self.seed, self.seed + 7919) if is_client else (self.seed + 7919, self.seed)
         self.resets = self.fate == (CLIENT_RESETS if is_client else SERVER_RESETS)
+        # One after the other, each has half of the time.
+        self.pace = self.seconds / 2 if self.fate in (ASK, TELL) else self.seconds
         self.speaks_second = self.fate == (TELL if is_client else ASK)
 
     async def send(self):
-        await send(self.writer, self.my_seed, self.mine, self.seconds, self.cut if self.resets else self.mine)
+        await send(self.writer, self.my_seed, self.mine, self.pace, self.cut if self.resets else self.mine)
         if self.resets:
             # Without a byte to wait for, it is open for its time all the same.
             if self.mine == 0:
@@ -95,7 +97,7 @@ class Side:
             self.writer.write_eof()
 
     async def receive(self):
-        await receive(self.reader, self.their_seed, self.theirs, self.seconds / 2 if self.lazy & (1 if self.is_client else 2) else 0)
+        await receive(self.reader, self.their_seed, self.theirs, self.pace / 2 if self.lazy & (1 if self.is_client else 2) else 0)
 
     async def converse(self):
         """Do it; how it ended. What must not be is told as [`Wrong`]."""
@@ -187,9 +189,9 @@ class Peer:
                 return
             side = Side(reader, writer, head, False)
             self.served[side.id] = "open"
-            self.served[side.id] = await asyncio.wait_for(side.converse(), side.seconds + PATIENCE)
+            self.served[side.id] = await asyncio.wait_for(side.converse(), 2 * side.seconds + PATIENCE)
         except (Wrong, OSError, asyncio.TimeoutError) as error:
-            self.served[head[0]] = f"server: {error or 'stuck'} ({FATES[head[4]]}, {head})"
+            self.served[head[0]] = f"server: {str(error) or 'stuck'} ({FATES[head[4]]}, {head})"
         finally:
             writer.transport.abort() if not head or self.served[head[0]] != "whole" else writer.close()
 
@@ -237,16 +239,16 @@ class Peer:
             try:
                 reader, writer = await asyncio.wait_for(opened, PATIENCE)
             except (OSError, asyncio.TimeoutError) as error:
-                raise Wrong(f"not connected: {error or 'stuck'}") from None
+                raise Wrong(f"not connected: {str(error) or 'stuck'}") from None
             head = (number, chance.randrange(1 << 31), up, down, fate, lazy, cut, seconds)
             writer.write(HEAD.pack(*head))
             # As the server will read it: a float of four bytes.
             side = Side(reader, writer, HEAD.unpack(HEAD.pack(*head)), True)
-            outcome = await asyncio.wait_for(side.converse(), seconds + PATIENCE)
+            outcome = await asyncio.wait_for(side.converse(), 2 * seconds + PATIENCE)
             self.begun[number] = (fate, way, outcome)
             self.bytes += up + down if outcome == "whole" else 0
         except (Wrong, OSError, asyncio.TimeoutError) as error:
-            self.begun[number] = (fate, way, f"client: {error or 'stuck'} ({up} up, {down} down, {seconds:.1f} s)")
+            self.begun[number] = (fate, way, f"client: {str(error) or 'stuck'} ({up} up, {down} down, {seconds:.1f} s)")
         finally:
             self.open -= 1
             if writer:
