@@ -98,7 +98,7 @@ pub fn end_on_sigterm() -> io::Result<()> {
     extern "C" fn end(signal: libc::c_int) {
         exit_now(128 + signal);
     }
-    let handler = nix::sys::signal::SigHandler::Handler(end);
+    let handler = SigHandler::Handler(end);
     // SAFETY: the handler makes one system call, _exit(2), which is async-signal-safe.
     unsafe { nix::sys::signal::signal(Signal::SIGTERM, handler) }?;
     let mut only = SigSet::empty();
