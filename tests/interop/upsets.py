@@ -21,7 +21,7 @@ from ports import SERVICE
 
 CARRIER = [sys.executable, HERE / "carrier.py"]
 # By hand, a minute.
-STOPPED = float(os.environ.get("TAPLINE_FAULT_STOPPED") or 22)
+STOPPED = float(os.environ.get("TAPLINE_FAULT_STOPPED") or 15)
 
 
 # Transfers
