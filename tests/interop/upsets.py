@@ -113,10 +113,12 @@ def fault_transfers_while_the_gateway_is_killed(lab):
     killed = 0
     # Three in ten seconds are replaced.
     for _ in range(2):
-        victims = wait_until(lambda: gateway_of(transfers.box), "a gateway", SOON)
         time.sleep(random.Random(SEED + killed).uniform(0.2, 1.0))
-        os.kill(victims[-1], signal.SIGKILL)
-        wait_until(lambda: is_gone(victims[-1]), "its end")
+        victims = wait_until(lambda: gateway_of(transfers.box), "a gateway", SOON)
+        for pid in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: all(is_gone(pid) for pid in victims), "its end")
         wait_until(lambda: set(gateway_of(transfers.box)) - set(victims), "another", SOON)
         killed += 1
     sums = transfers.sums()
