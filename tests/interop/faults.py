@@ -197,7 +197,8 @@ def below(pids):
 
 def who_is(role, supervisor):
     """The processes that have a role, as far as there are any."""
-    kids = children(supervisor)
+    # Of one that has ended there is no command line. A gateway's first process does so early, and is nobody then.
+    kids = [kid for kid in children(supervisor) if any(command_line(kid))]
     gateways = below([kid for kid in kids if command_line(kid)[1:2] == ["gateway"]])
     agents = [kid for kid in kids if kid not in gateways]
     if role == "supervisor":
