@@ -21,6 +21,7 @@ mod bad_input;
 mod death;
 mod floods;
 mod ground;
+mod hostile;
 mod names;
 mod networks;
 mod run;
@@ -42,6 +43,7 @@ pub fn all() -> Vec<(&'static str, Case)> {
         ground::all(),
         tcp::all(),
         udp::all(),
+        hostile::all(),
         names::all(),
         networks::all(),
         bad_input::all(),
@@ -61,6 +63,7 @@ pub fn inner() -> Vec<(&'static str, Case)> {
         ground::inner(),
         tcp::inner(),
         udp::inner(),
+        hostile::inner(),
         names::inner(),
         networks::inner(),
         bad_input::inner(),

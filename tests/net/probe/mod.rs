@@ -13,6 +13,7 @@ use crate::harness;
 mod dns;
 pub mod flood;
 mod frames;
+mod hostile;
 mod icmp;
 mod tcp;
 mod udp;
@@ -48,6 +49,10 @@ pub fn probe(words: &[&str]) -> Result<String, String> {
         ["tcp-stalled-in", to, second] => tcp::stalled_in(to, second),
         ["tcp-stalled-out", to, second, bytes] => tcp::stalled_out(to, second, number(bytes)?),
         ["tcp-keepalive", to, second] => tcp::keepalive(to, second),
+        ["tcp-storm", to, count] => hostile::storm(to, number(count)?),
+        ["tcp-write-and-keep", to, count] => hostile::write_and_keep(to, number(count)?),
+        ["tcp-open-and-keep", to, count] => hostile::open_and_keep(to, number(count)?),
+        ["udp-ask-and-keep", to] => hostile::ask_and_keep(to),
         ["udp-punch", to] => udp::punch(to),
         ["udp-two", closed, open, rounds] => udp::two(closed, open, number(rounds)?),
         ["udp-path-mtu", to, bytes] => udp::path_mtu(to, number(bytes)?),
