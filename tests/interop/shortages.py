@@ -247,6 +247,7 @@ def fault_no_room_for_definitions(lab):
         room.fill()
         network(lab, "rm", "blue")
         check(names_of_networks(lab) == ["red"], "removed without room")
+        network(lab, "rm", "red")
     finally:
         room.end()
 
