@@ -36,6 +36,7 @@ use super::wire::{self, WireError};
 use crate::confine::{self, Succession};
 use crate::datapath::Worker;
 use crate::datapath::commands::WorkerGone;
+use crate::sys::scm::ScmError;
 use crate::sys::spawn;
 use check::check_link;
 use check::check_listener;
@@ -104,10 +105,16 @@ fn inherited(number: i32, check: impl Fn(&OwnedFd) -> io::Result<()>) -> Result<
 }
 
 fn private(attach: OwnedFd) -> Result<(), GatewayError> {
-    // The supervisor knows the first process only, whose child the second is not.
+    // The supervisor knows the first process only. One that is not told, because its user has too many descriptors on
+    // their way between processes, knows it by the process group all the same.
     let mut arrive = || {
-        let ourselves = spawn::pidfd_open(std::process::id())?;
-        wire::send(&attach, &FromGateway::Moved, &[ourselves.as_fd()]).map_err(io::Error::other)
+        let ourselves = spawn::pidfd_open(std::process::id());
+        let told = ourselves.map_err(|error| WireError::from(ScmError::Send(error)));
+        let told = told.and_then(|pidfd| wire::send(&attach, &FromGateway::Moved, &[pidfd.as_fd()]));
+        if let Err(error) = told {
+            tracing::info!("the supervisor is not told of the gateway's second process: {error}");
+        }
+        Ok(())
     };
     let lacks = match confine::gateway(Succession::Sibling(&mut arrive)) {
         Ok(lacks) => lacks,
