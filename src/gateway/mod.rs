@@ -17,6 +17,22 @@
 //!
 //! A frame that goes no further is counted with its [`DropReason`](counters::DropReason); nothing a sandbox
 //! sends can end or stall the gateway.
+//!
+//! # What one sandbox can make it hold
+//!
+//! | what | bound | bytes | where |
+//! | --- | --- | --- | --- |
+//! | rings of TCP flows | 128 MiB (512 MiB for a network), and 16 KiB for each flow beyond | 128 MiB, with 32,768 flows that all have come beyond 640 MiB | [`tcp::memory`] |
+//! | TCP flows | 32,768; 1,024 half-open each way; on shared networks no more than there are descriptors left | 2 KiB each | [`tcp`] |
+//! | UDP flows | 4,096 it began, 4,096 its clients began; each 128 addresses | 30 MiB; in the kernel a receive buffer each | [`udp`] |
+//! | ping flows | 512 | 0.1 MiB | [`echo`] |
+//! | unfinished datagrams | 16; 1 MiB for a network | 1 MiB | [`reassembly`] |
+//! | addresses by DHCP | 64 | some KiB | [`dhcp`] |
+//! | frames that wait for its link | 64, half of them other sandboxes' | 4.2 MiB | [`datapath::port`](crate::datapath::port) |
+//! | flows along links (`--icc=false`) | 4,096 of each protocol, 256 datagrams in fragments | 2 MiB | `datapath::linked_flows` |
+//! | questions | 128 of 4 KiB that wait, 256 that are asked for (1,024 where it is alone), 256 on streams | 33 MiB with answers of 64 KiB | [`names`](crate::names) |
+//!
+//! What a frame may cost in time while others want to be served is in `datapath::dues`.
 
 pub mod arp;
 #[cfg(test)]
