@@ -53,7 +53,7 @@ class World(interop.Lab):
         super().__init__(os.path.abspath(binary), False, Path(os.environ[WITHIN]) / "world")
         self.scratch.parent.mkdir()
         # What tapline is called in /proc.
-        self.exe = os.path.realpath(binary)
+        self.exe = Path(binary)
         # Whose tapline is, if this is really root.
         self.owner = pwd.getpwnam(user) if Path("/proc/self/uid_map").read_text().split()[1:] == ["0", "4294967295"] else None
         self.sees_all = self.owner is not None
@@ -78,13 +78,13 @@ class World(interop.Lab):
         found = {}
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
-                if os.readlink(f"/proc/{pid}/exe") != self.exe:
-                    continue
-                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+                name = Path(f"/proc/{pid}/comm").read_text().strip()
+                state, parent = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[:2]
             except OSError:
                 continue
-            found[int(pid)] = ("gateway" if words[1:2] == [b"gateway"] else "supervisor", parent)
+            # A gateway is started anew by /proc/self/exe; its command line is nobody's to see.
+            if name in ("exe", self.exe.name[:15]) and state not in "ZX":
+                found[int(pid)] = ("gateway" if name == "exe" else "supervisor", int(parent))
         return {pid: "inside" if what == "supervisor" and parent in found else what for pid, (what, parent) in found.items()}
 
     def processes(self):
