@@ -71,6 +71,7 @@ class Fleet:
             os.chown(self.work, entry.pw_uid, entry.pw_gid)
         self.environment = {"PATH": os.environ["PATH"], "HOME": self.work, "XDG_RUNTIME_DIR": self.work, "XDG_DATA_HOME": self.work}
         self.running = []
+        self.others = set(self.gateways())
         self.tapline("network", "create", "many")
 
     def popen(self, *words, **more):
@@ -111,16 +112,22 @@ class Fleet:
         listed = [json.loads(line) for line in self.tapline("ps", "--format", "json").splitlines()]
         return [box["pid"] for box in sorted(listed, key=lambda box: int(box["name"].removeprefix("box")))]
 
-    def gateway(self):
+    def gateways(self):
+        """All of the user's."""
         found = []
+        # It is started by /proc/self/exe, and its command line is nobody's to see, nor is it the owner of its files in /proc.
         for entry in filter(str.isdigit, os.listdir("/proc")):
             try:
-                words = open(f"/proc/{entry}/cmdline", "rb").read().split(b"\0")
-                if words[0] == self.binary.encode() or os.path.basename(words[0]) == os.path.basename(self.binary).encode():
-                    if words[1] == b"gateway" and b"--listen" in words and os.stat(f"/proc/{entry}").st_uid == self.who.get("user", os.getuid()):
-                        found.append(int(entry))
-            except (OSError, IndexError):
+                status = dict(line.split(":", 1) for line in open(f"/proc/{entry}/status") if ":" in line)
+                if status["Name"].strip() == "exe" and status["State"].split()[0] not in "ZX" and int(status["Uid"].split()[1]) == self.who.get("user", os.getuid()):
+                    found.append(int(entry))
+            except OSError:
                 pass
+        return found
+
+    def gateway(self):
+        """The one that serves the fleet."""
+        found = [pid for pid in self.gateways() if pid not in self.others]
         if len(found) != 1:
             sys.exit(f"one gateway process was expected: {found}; end the user's other sandboxes first")
         return found[0]
