@@ -5,7 +5,7 @@ root; so everything that tapline starts is seen and ends with the script, and no
 runs in there as a user without any capability.
 
 An ordinary user is root of a user namespace then, as in tests/interop/lab.py, and may not look into processes that have
-hidden themselves (agents, gateways): what is said of their descriptors and memory is left out. Root looks into all; tapline
+hidden themselves, as all of tapline's do: what is said of their descriptors and memory is left out. Root looks into all; tapline
 is run as the user whom `--user` names.
 """
 import os

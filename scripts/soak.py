@@ -172,8 +172,7 @@ class Soak:
         count = {}
         for pid, what in sorted(self.place.of_tapline().items()):
             count[what] = count.get(what, 0) + 1
-            hidden = what != "supervisor" and not self.place.sees_all
-            found[f"{what} {count[what]}" if what != "gateway" else what] = (0, 0) if hidden else (descriptors(pid), memory_kib(pid))
+            found[f"{what} {count[what]}" if what != "gateway" else what] = (descriptors(pid), memory_kib(pid)) if self.place.sees_all else (0, 0)
         return found
 
     def compare(self, before, after):
