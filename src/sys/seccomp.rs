@@ -3,7 +3,7 @@ use std::io;
 use std::sync::OnceLock;
 
 use nix::errno::Errno;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
 use seccompiler::sock_filter;
 
 /// `struct sock_fprog` (linux/filter.h).
@@ -60,6 +60,10 @@ pub fn install(filter: &[sock_filter]) -> io::Result<()> {
 
 /// Have a trapped call end this process by SIGSYS, with one line on standard error that names it: `before`, and then
 /// `open (2)`, for instance. The first call in a process counts.
+///
+/// For a process with one thread, whose signal mask later ones inherit: SIGSYS is taken out of it, because a blocked
+/// signal would end the process without a word, and so are those of faults, about which the standard library has a word to
+/// say. Whoever has started us may have had all of them blocked.
 pub fn end_with_a_line(names: Names, before: &'static str) -> io::Result<()> {
     let _ = SAYING.set((names, before));
     // It resets itself: the signal that the handler sends ends the process.
@@ -67,7 +71,8 @@ pub fn end_with_a_line(names: Names, before: &'static str) -> io::Result<()> {
     let action = SigAction::new(SigHandler::SigAction(handle_trap), flags, SigSet::empty());
     // SAFETY: the handler makes only async-signal-safe calls, takes no lock, allocates nothing and does not return.
     unsafe { nix::sys::signal::sigaction(Signal::SIGSYS, &action) }?;
-    Ok(())
+    let ours: SigSet = [Signal::SIGSYS, Signal::SIGSEGV, Signal::SIGBUS].into_iter().collect();
+    Ok(nix::sys::signal::sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&ours), None)?)
 }
 
 extern "C" fn handle_trap(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {

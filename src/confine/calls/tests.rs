@@ -6,15 +6,17 @@ use std::path::Path;
 use std::process::Command;
 
 use libc::{c_int, c_long};
+use nix::sys::signal::SigSet;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::enter;
 use super::list::{ALLOWED, PROBED};
 use crate::sys::testing::{self, End, call, end_of};
 
-/// A confined child.
+/// A confined child, which has all signals blocked, as a supervisor's children have.
 fn confined(work: impl FnOnce() -> Result<(), String>) -> End {
     end_of(|| {
+        SigSet::all().thread_block().map_err(|e| e.to_string())?;
         nix::sys::prctl::set_no_new_privs().map_err(|e| e.to_string())?;
         enter()?;
         work()
