@@ -40,7 +40,7 @@ impl Victim {
     }
 
     /// It is the same gateway, others are served, and it has not grown by more than this, in kibibytes.
-    fn is_well(mut self, most: u64) -> Result<(), Fault> {
+    fn ends_well(mut self, most: u64) -> Result<(), Fault> {
         others_are_served(&mut self.console)?;
         same("the gateway", gateway_of(self.supervisor)?, self.gateway)?;
         let grown = resident(self.gateway)?.saturating_sub(self.resident);
@@ -80,7 +80,7 @@ fn a_server_that_resets_everything_costs_nobody_else_anything() -> Result<(), Fa
     }
     let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", victim.gateway)).map(|all| all.count()).unwrap_or(0);
     until("their sockets are closed", 20, || descriptors() < 200)?;
-    victim.is_well(16 * 1024)
+    victim.ends_well(16 * 1024)
 }
 
 fn servers_that_never_read_hold_nobody_up() -> Result<(), Fault> {
@@ -91,7 +91,7 @@ fn servers_that_never_read_hold_nobody_up() -> Result<(), Fault> {
     let mut victim = Victim::new("deaf")?;
     let said = victim.console.ask(&["tcp-write-and-keep", &server, &MANY.to_string()])?;
     same("connections", said, format!("{MANY} stalled"))?;
-    victim.is_well(MANY * KIB_FOR_EACH)
+    victim.ends_well(MANY * KIB_FOR_EACH)
 }
 
 fn servers_that_never_stop_sending_fill_no_memory() -> Result<(), Fault> {
@@ -113,7 +113,7 @@ fn servers_that_never_stop_sending_fill_no_memory() -> Result<(), Fault> {
         let now = sent.load(Ordering::Relaxed);
         now != 0 && std::mem::replace(&mut last, now) == now
     })?;
-    victim.is_well(MANY * KIB_FOR_EACH)
+    victim.ends_well(MANY * KIB_FOR_EACH)
 }
 
 fn a_hundred_thousand_answers_to_one_datagram_are_no_harm() -> Result<(), Fault> {
@@ -132,5 +132,5 @@ fn a_hundred_thousand_answers_to_one_datagram_are_no_harm() -> Result<(), Fault>
     // While they come, and when they have come.
     others_are_served(&mut victim.console)?;
     answering.join().map_err(|_| "the server panicked")?.map_err(|e| e.to_string())?;
-    victim.is_well(16 * 1024)
+    victim.ends_well(16 * 1024)
 }
