@@ -9,7 +9,7 @@
 //! <root>/<inode of the host's network namespace>/
 //!     gateway.sock   bound by whoever starts a gateway; left behind when it ends
 //!     gateway.lock   held (flock) by whoever is starting one
-//!     gateway.log    what the gateway last started says
+//!     gateway.log    what gateways say: the one last started, and others before it as long as it is short
 //! ```
 //!
 //! [`StateDir::reach_gateway`] connects to the first that answers. Where none does it takes the locks, looks again,
@@ -46,6 +46,8 @@ use crate::sys::spawn;
 const SOCKET: &str = "gateway.sock";
 const LOCK: &str = "gateway.lock";
 const LOG: &str = "gateway.log";
+/// A log of more bytes than that is begun anew with the next gateway.
+const LONG_LOG: u64 = 64 * 1024;
 
 /// How long a connection may wait for room among those.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
@@ -231,7 +233,10 @@ fn private_file() -> OpenOptions {
 fn open_log(path: &Path) -> Result<File, SpawnError> {
     let failed = |error| SpawnError::File("write", path.to_owned(), error);
     let log = private_file().append(true).open(path).map_err(failed)?;
-    log.set_len(0).map_err(failed)?;
+    // The last words of one that has just died stay there.
+    if log.metadata().map_err(failed)?.len() > LONG_LOG {
+        log.set_len(0).map_err(failed)?;
+    }
     Ok(log)
 }
 
@@ -269,4 +274,21 @@ fn bind(base: &Path) -> Result<Socket, SpawnError> {
     let socket = seqpacket().map_err(SpawnError::Socket)?;
     bind_private(&socket, &directory, SOCKET).map_err(failed("bind"))?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn what_gateways_have_said_stays_until_it_is_much() {
+        let path = std::env::temp_dir().join(format!("tapline-gateway-log-{}", std::process::id()));
+        open_log(&path).unwrap().write_all(b"last words\n").unwrap();
+        open_log(&path).unwrap().write_all(b"and the next one's\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "last words\nand the next one's\n");
+        open_log(&path).unwrap().write_all(&vec![b'x'; LONG_LOG as usize]).unwrap();
+        assert_eq!(open_log(&path).unwrap().metadata().unwrap().len(), 0);
+        fs::remove_file(path).unwrap();
+    }
 }
