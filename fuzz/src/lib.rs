@@ -335,7 +335,9 @@ impl World {
         let now = Instant::now();
         let own = [endpoint.v4.map(IpAddr::V4), endpoint.v6.map(IpAddr::V6)].into_iter().flatten();
         // Another tool's command line may give both the same address, and then each has what was asked for.
-        let own = own.filter(|ip| !network.is_gateway(*ip) && !network.is_dns(*ip)).collect();
+        let gateways = [network.v4.map(|l| IpAddr::V4(l.gateway)), network.v6.map(|l| IpAddr::V6(l.gateway))];
+        let is_others = |ip: IpAddr| gateways.contains(&Some(ip)) || network.is_host(ip) || network.is_dns(ip);
+        let own = own.filter(|ip| !is_others(*ip)).collect();
         let rules = Rules { mtu: network.mtu.into(), mac: network.gateway_mac, sources: None, own };
         let view = HostView { v4: Some(HOST_V4), ..HostView::default() };
         let open = network.host_loopback_allowed || network.behaviour.mapping.is_some();
