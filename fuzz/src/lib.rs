@@ -370,6 +370,10 @@ impl World {
         let gateways = [v4.map(|l| IpAddr::V4(l.gateway)), v6.map(|l| IpAddr::V6(l.gateway))];
         for dst in PLACES.into_iter().chain(gateways.into_iter().flatten()) {
             let Some(src) = (if dst.is_ipv4() { own4.map(IpAddr::V4) } else { own6.map(IpAddr::V6) }) else { continue };
+            // Its own kernel sends none of that.
+            if src == dst {
+                continue;
+            }
             self.datagram(&to, src, dst, (40_000, 9), &[0x5a; 1000]);
             let syn = [156, 64, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 255, 255, 0, 0, 0, 0];
             self.upper(&to, src, dst, 6, &syn);
