@@ -124,10 +124,10 @@ def links_existing_tap_is_none_of_attachs_business(lab):
 def tap_from(lab, box, flags):
     """A TAP of a container's, as a descriptor here."""
     ours, theirs = socket.socketpair()
-    # The script speaks to descriptor 3.
+    # The script speaks to descriptor 3. (Other shells know no descriptor of two digits.)
     script = f"exec {sys.executable} -c '{OPEN_TAP}' {flags} 3<&{theirs.fileno()}"
     enter = ["nsenter", "-t", str(box.pid), "-U", "-n", "--preserve-credentials", "--"]
-    lab.run([*enter, "sh", "-c", script], pass_fds=[theirs.fileno()])
+    lab.run([*enter, "bash", "-c", script], pass_fds=[theirs.fileno()])
     _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(4))
     return array.array("i", ancillary[0][2])[0]
 
