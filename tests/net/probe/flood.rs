@@ -114,8 +114,8 @@ fn send_all(socket: &OwnedFd, frames: &[Vec<u8>], limit: &Limit) -> Result<u64, 
     for frame in frames.iter().cycle() {
         match send(socket.as_raw_fd(), frame, MsgFlags::empty()) {
             Ok(_) | Err(Errno::EAGAIN | Errno::ENOBUFS) => {}
-            // A header that even this kernel sees through.
-            Err(Errno::EINVAL) => refused += 1,
+            // A header that even this kernel sees through: as it is, behind its end, or when it would cut the frame by it.
+            Err(Errno::EINVAL | Errno::EMSGSIZE | Errno::ENOMEM) => refused += 1,
             Err(error) => return Err(format!("a frame of {} bytes: {error}", frame.len())),
         }
         sent += 1;
