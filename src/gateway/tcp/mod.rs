@@ -43,7 +43,7 @@
 //! | memory of the rings | 128 MiB, 512 MiB of all sandboxes of a network, and 16 KiB for each flow beyond ([`memory`]) | its flows go on slowly |
 //! | memory of a flow besides | some 2 KiB | |
 //! | records of ended flows | [`TIME_WAIT_LIMIT`]; of one of several sandboxes a quarter | no record: what is repeated is reset |
-//! | timers | four for each flow, and [`LEAST_TIMERS`] | those that no longer count go |
+//! | timers | four for each flow, and [`timers::LEAST_TIMERS`] | those that no longer count go |
 //! | time without a word, though something was sent | [`flow::GIVE_UP`] | reset |
 //!
 //! A window that is never opened keeps its flow for ever, as with any kernel: it costs a descriptor and a ring full.
@@ -79,6 +79,7 @@ mod inbound;
 pub mod memory;
 #[cfg(test)]
 mod tests;
+mod timers;
 mod wire;
 
 /// Bytes of each ring of a flow: what may be under way each way.
@@ -98,8 +99,6 @@ pub const QUIET: Duration = Duration::from_millis(200);
 const TIME_WAIT: Duration = Duration::from_secs(10);
 /// Most such records.
 const TIME_WAIT_LIMIT: usize = 8192;
-/// Timers that may be there without being needed.
-const LEAST_TIMERS: usize = 1024;
 
 /// A flow's name: who speaks to whom, seen from the sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -660,71 +659,6 @@ impl TcpTable {
         None
     }
 
-    /// When to call [`handle_timeout`](Self::handle_timeout) if nothing happens before.
-    pub fn next_timeout(&mut self) -> Option<Instant> {
-        let timer = self.timers.peek().map(|Reverse((at, ..))| *at);
-        let quiet = self.quiet.front().map(|(at, _)| *at);
-        let record = self.time_wait_order.front().map(|(at, _)| *at);
-        [timer, quiet, record].into_iter().flatten().min()
-    }
-
-    /// Time has passed: flows whose timer is due become dirty, quiet ones give their pages back, old records go.
-    pub fn handle_timeout(&mut self, now: Instant) {
-        while let Some(&Reverse((at, index, generation))) = self.timers.peek() {
-            if at > now {
-                break;
-            }
-            self.timers.pop();
-            let id = TcpId { index, generation };
-            if let Some(flow) = self.flow(id)
-                && flow.timer == Some(at)
-            {
-                flow.timer = None;
-                flow.timer_due = true;
-                self.mark_dirty(id);
-            }
-        }
-        self.release_quiet(now);
-        self.forget_records(now);
-    }
-
-    /// Records that are old, or the oldest of too many, go.
-    fn forget_records(&mut self, now: Instant) {
-        while let Some(&(until, key)) = self.time_wait_order.front() {
-            if until > now && self.time_wait_order.len() <= TIME_WAIT_LIMIT {
-                break;
-            }
-            self.time_wait_order.pop_front();
-            self.records.subtract(key.port);
-            if let Entry::Occupied(record) = self.time_wait.entry(key)
-                && record.get().until == until
-            {
-                record.remove();
-            }
-        }
-    }
-
-    fn release_quiet(&mut self, now: Instant) {
-        while let Some(&(due, id)) = self.quiet.front() {
-            if due > now {
-                break;
-            }
-            self.quiet.pop_front();
-            let found = self.flows.get_mut(id.index as usize).filter(|flow| flow.generation == id.generation);
-            let Some(flow) = found else { continue };
-            flow.quiet_queued = false;
-            let State::Open(open) = &mut flow.state else { continue };
-            if now < flow.last_active + QUIET || !open.is_quiet() {
-                flow.quiet_queued = true;
-                self.quiet.push_back((now + QUIET, id));
-            } else {
-                open.release_pages();
-                self.memory.update(flow.key.port, &mut open.counted, 0);
-                flow.pages_released = true;
-            }
-        }
-    }
-
     /// Has some flow of this port bytes of the sandbox, or its end, that the host's side has not been given yet?
     pub fn is_delivering(&self, port: PortId) -> bool {
         self.flows.iter().any(|(_, f)| {
@@ -809,27 +743,6 @@ impl TcpTable {
             let port = flow.key.port;
             self.dirty.push(port, id);
         }
-    }
-
-    fn schedule(&mut self, id: TcpId, at: Instant) {
-        if let Some(flow) = self.flow(id)
-            && flow.timer.is_none_or(|timer| at < timer)
-        {
-            flow.timer = Some(at);
-            self.timers.push(Reverse((at, id.index, id.generation)));
-            if self.timers.len() > LEAST_TIMERS + 4 * self.flows.len() {
-                self.forget_timers();
-            }
-        }
-    }
-
-    /// Entries of the timer heap that no longer count go.
-    fn forget_timers(&mut self) {
-        let mut timers = std::mem::take(&mut self.timers);
-        timers.retain(|Reverse((at, index, generation))| {
-            self.flow(TcpId { index: *index, generation: *generation }).is_some_and(|flow| flow.timer == Some(*at))
-        });
-        self.timers = timers;
     }
 }
 

@@ -1,4 +1,5 @@
 //! What a sandbox that means harm can make the table hold.
+use super::super::timers::LEAST_TIMERS;
 use super::*;
 use crate::gateway::tcp::memory::{LEAST, MOST_OF_A_SANDBOX};
 
