@@ -7,8 +7,11 @@
 use std::collections::BTreeMap;
 
 use libc::c_long;
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, SeccompRule};
-use seccompiler::{SeccompCmpArgLen, SeccompCmpOp, SeccompCondition};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
+
+use crate::sys::seccomp;
 
 /// A family of calls.
 pub(super) type Family = &'static [c_long];
@@ -120,12 +123,7 @@ fn also(_: c_long) -> Vec<c_long> {
 /// Refuse them from now on, in this thread and in whatever it starts; no_new_privs must be set. For [`NAMESPACES`], `but`
 /// says which kind may still be made and entered (`CLONE_NEWNET`). `Err` is a sentence's end.
 pub(super) fn refuse(families: &[Family], but: Option<libc::c_int>) -> Result<(), String> {
-    let text = |error: &dyn std::fmt::Display| error.to_string();
-    let program = program(families, but)?;
-    seccompiler::apply_filter(&program).map_err(|error| match error {
-        seccompiler::Error::Prctl(error) | seccompiler::Error::Seccomp(error) => text(&error),
-        other => text(&other),
-    })
+    seccomp::install(&program(families, but)?).map_err(|error| error.to_string())
 }
 
 fn program(families: &[Family], but: Option<libc::c_int>) -> Result<BpfProgram, String> {
